@@ -1,0 +1,214 @@
+"""LoRA: a frozen linear layer plus a trainable update of low rank.
+
+    W' = W + s B A                             s = alpha / rank
+    y  = x W^T + s (drop(x) A^T) B^T + bias    (alpha / sqrt(rank) with use_rslora)
+
+W is (out, in) and frozen, A is (rank, in) and random, B is (out, rank) and zero: at the start
+W' = W, and only rank * (in + out) numbers are trained instead of in * out.
+
+References:
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, sec. 4.1
+    Kalajdzievski 2023, "A Rank Stabilization Scaling Factor", arXiv 2312.03732 (use_rslora)
+"""
+
+import math
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32: what norms, products of factors and merges run in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep matrix products in their own dtype: autocast would round them to half precision."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device has no autocast
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def check_arguments(base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+    """Refuse what cannot be adapted; warn of a rank that saves nothing.
+
+    Raises:
+        TypeError: base is no nn.Linear.
+        ValueError: rank, alpha or dropout is out of range, or the weight is not floating point.
+    """
+    if isinstance(base, LoRALinear):
+        raise TypeError(
+            f"base is already adapted ({type(base).__name__}): merge_and_unload the model first, "
+            "or start again from the plain one"
+        )
+    if not isinstance(base, nn.Linear):
+        raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
+    if not base.weight.is_floating_point():
+        raise ValueError(
+            f"base.weight must be floating point (float64, float32, bfloat16, float16), "
+            f"got {base.weight.dtype}: dequantize it first"
+        )
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
+    if not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(
+            f"alpha must be a finite number above 0, got {alpha!r}: "
+            "it scales the update by alpha / rank (a common choice is alpha = 2 * rank)"
+        )
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+    if rank > min(base.in_features, base.out_features):
+        warnings.warn(
+            f"rank {rank} is above min(in_features, out_features) = "
+            f"{min(base.in_features, base.out_features)}: B A can be any matrix already at that "
+            "rank, so the extra rank only costs memory",
+            stacklevel=3,
+        )
+
+
+class LoRALinear(nn.Module):
+    """An nn.Linear, frozen, with a trainable low-rank update beside it.
+
+        y = x W^T + s (drop(x) A^T) B^T + bias,    s = alpha / rank
+
+    Args:
+        base: the layer to adapt; its parameters are frozen in place.
+        rank: inner size of the update, at least 1.
+        alpha: numerator of the scaling s, above 0.
+        dropout: probability that an input of the low-rank path is zeroed in training, in [0, 1).
+        use_rslora: s = alpha / sqrt(rank) instead of alpha / rank.
+
+    Attributes:
+        base: the frozen nn.Linear; base.weight is always the original W, also when merged.
+        lora_A: (rank, in), Kaiming-uniform with a = sqrt(5), so uniform on +-1/sqrt(in).
+        lora_B: (out, rank), zero. Both are float32, or float64 over a float64 base.
+        scaling: s.
+        enabled: False lets the base layer answer alone (see disable_adapters).
+
+    Shapes: x (..., in) -> y (..., out), in the dtype that base would return.
+
+    Raises:
+        TypeError, ValueError: see check_arguments.
+    """
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    merged_weight: Tensor | None
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+    ) -> None:
+        super().__init__()
+        check_arguments(base, rank, alpha, dropout)
+        self.base = base.requires_grad_(False)
+        self.rank = rank
+        self.alpha = alpha
+        self.scaling = alpha / math.sqrt(rank) if use_rslora else alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.enabled = True
+        device, dtype = base.weight.device, wide_dtype(base.weight.dtype)
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.empty(base.out_features, rank, device=device, dtype=dtype))
+        # Not persistent: a saved layer always holds W and the adapter, never W' beside the adapter.
+        self.register_buffer("merged_weight", None, persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew: A random, B zero, so W' = W. Also fills a layer built on the meta device."""
+        self.merged_weight = None
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return self.base(x)  # type: ignore[no-any-return]
+        if self.merged_weight is not None:
+            return F.linear(x, self.merged_weight, self.base.bias)
+        return torch.add(self.base(x), self.low_rank(x), alpha=self.scaling)
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        """(drop(x) A^T) B^T, (..., in) -> (..., out): A first, so B A is never built."""
+        dtype = self.base.weight.dtype  # products run in the base layer's dtype
+        x = F.linear(self.dropout(x), self.lora_A.to(dtype))  # (..., rank)
+        return F.linear(x, self.lora_B.to(dtype))  # (..., out)
+
+    def delta_weight(self) -> Tensor:
+        """s B A, (out, in), float32 or float64: the update of the weight (of V in DoRA)."""
+        dtype = wide_dtype(self.lora_A.dtype)
+        with no_autocast(self.lora_A.device):
+            return self.scaling * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))
+
+    def effective_weight(self) -> Tensor:
+        """W', (out, in), in the dtype of W: the weight this layer acts with, merged or not."""
+        if self.merged_weight is not None:
+            return self.merged_weight
+        return self.adapted_weight().to(self.base.weight.dtype)
+
+    def adapted_weight(self) -> Tensor:
+        """W + s B A, (out, in), in float32 or float64, before it is rounded to the dtype of W."""
+        delta = self.delta_weight()
+        return self.base.weight.to(delta.dtype) + delta
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Compute W' once and answer with it. W is kept beside it, so unmerge is exact.
+
+        W' does not follow later changes of A, B or W: unmerge to train on. Merging again
+        computes it anew.
+
+        Raises:
+            ValueError: W' has values that are not finite; nothing is changed.
+        """
+        weight = self.adapted_weight().to(self.base.weight.dtype)
+        if not weight.is_meta and not weight.isfinite().all():
+            bad = int((~weight.isfinite()).sum())
+            raise ValueError(
+                f"merging would give {bad} of {weight.numel()} weights that are not finite "
+                f"(in {weight.dtype}): the adapter has diverged or does not fit that dtype; "
+                "the layer is left as it was"
+            )
+        self.merged_weight = weight
+
+    def unmerge(self) -> None:
+        """Forget W' and answer with W and the adapter again. Exact: W was never changed."""
+        self.merged_weight = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the layer answers with a weight that merge() computed."""
+        return self.merged_weight is not None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unmerge()  # W' belongs to the values that are being replaced
+        super()._load_from_state_dict(*args, **kwargs)
+
+    # Some modules read a linear layer instead of calling it (nn.MultiheadAttention, the fast path
+    # of nn.TransformerEncoderLayer). They get the weight that this layer acts with.
+    @property
+    def weight(self) -> Tensor:
+        return self.effective_weight() if self.enabled else self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}, merged={self.merged}"
