@@ -7,37 +7,46 @@ There is one magnitude per output neuron: the norm runs over the inputs, dim=1 o
 (out, in) weight. It starts as the row norm of W, so g = 1 and W' = W at the start.
 
 The first line is the definition (dora_weight, the reference); the second is how the layer
-computes it (DoRALinear.forward). Both are the same function; a test holds them equal.
+computes it (DoRALinear.forward): W' is never built, and neither is B A (factored_norm). Both are
+the same function; tests hold them equal, and lesson 6 derives one from the other.
 
 Reference:
     Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353,
     eq. 5 (the form), eq. 11 and sec. 4.3 (the detached norm)
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from minidora.lora import LoRALinear, wide_dtype
+from minidora.lora import LoRALinear, no_autocast, wide_dtype
 
 
 def row_norm(weight: Tensor) -> Tensor:
     """||W||_row: (out, in) -> (out,), the length of each row, in float32 (float64 stays).
 
-    It is exact over the whole range of float32: a row of 1e-25 has a norm there although its
-    squares, 1e-50, do not. Such squares are summed in float64, on a CPU only where they occur,
+    It holds over the whole range of float32: a row of 1e-25 has a norm there although its
+    squares, 1e-50, do not. Such squares are summed in float64; on a CPU only where they occur,
     because there a float64 sum over everything takes as long as a matrix product.
     """
     dtype = wide_dtype(weight.dtype)
-    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _can_branch(weight):
         norm: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64)
         return norm.to(dtype)
-    norm = torch.linalg.vector_norm(weight, dim=1, dtype=dtype)
+    norm = torch.linalg.vector_norm(weight.to(dtype), dim=1)
     extreme = (norm < 1e-15) | (norm > 1e15)  # squares near the ends of float32, 1e-38 and 1e38
     if extreme.any():
         exact = torch.linalg.vector_norm(weight[extreme].double(), dim=1)
         norm = norm.masked_scatter(extreme, exact.to(dtype))
     return norm
+
+
+def _can_branch(weight: Tensor) -> bool:
+    """Whether looking at values is free: on a GPU it waits for the device, in a graph it breaks."""
+    return weight.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def magnitude_over_norm(magnitude: Tensor, norm: Tensor) -> Tensor:
@@ -68,6 +77,71 @@ def dora_weight(
     return magnitude_over_norm(magnitude, norm)[:, None] * direction
 
 
+@torch.no_grad()
+def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """||W + s B A||_row, (out,), from products of rank size; B A is never built.
+
+        ||W + s B A||^2 = ||W||^2 + sum_l B_jl (2 s U_jl + s^2 (B G)_jl)
+        U = W A^T, (out, rank);   G = A A^T, (rank, rank)
+
+    Computed in float32 (float64 stays), the sum over l in float64. Where W + s B A nearly cancels,
+    the difference of the large terms has lost its digits: such rows are built and measured on a
+    CPU; elsewhere the relative error is about 1e-7 ||W||^2 / ||W + s B A||^2. It carries no
+    gradient (eq. 11).
+    """
+    dtype = wide_dtype(weight.dtype)
+    A, B = lora_A.to(dtype), lora_B.to(dtype)
+    with no_autocast(weight.device):
+        # Half precision is widened a slice at a time, so that no copy of W is made.
+        slices = [weight] if weight.dtype == dtype else weight.chunk(8)
+        U = torch.cat([F.linear(rows.to(dtype), A) for rows in slices])  # (out, rank)
+        norm = torch.cat([row_norm(rows) for rows in slices])  # (out,)
+        change = torch.addmm(U, B, A @ A.T, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
+    square = norm.double() ** 2
+    new_square = square + (B.double() * change).sum(1)
+    new_norm = new_square.clamp(min=0).sqrt().to(dtype)
+    if _can_branch(weight):
+        cancelled = new_square < 1e-2 * square
+        if cancelled.any():
+            rows = weight[cancelled].to(dtype) + scaling * (B[cancelled] @ A)
+            new_norm = new_norm.masked_scatter(cancelled, row_norm(rows))
+    return new_norm
+
+
+class Compose(torch.autograd.Function):
+    """y = g * u + bias with u = base + low, rounded once, holding u alone for the backward pass.
+
+    In half precision the sum is taken in float32, since g rounded to bf16 would cost every output
+    a digit; autograd would then hold u in float32. This holds it in the dtype of base, which is
+    enough for the gradient of g. In float32 u comes as base, with low in it, and low is None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, low: Tensor | None, g: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        u = base if low is None else base.to(g.dtype) + low  # (tokens, out)
+        y = g * u if bias is None else torch.addcmul(bias.to(g.dtype), g, u)
+        u = u.to(base.dtype)
+        ctx.save_for_backward(u, g)
+        ctx.set_materialize_grads(False)
+        # A rounded u is returned too: autograd can differentiate twice through what it returned.
+        return y.to(base.dtype), None if low is None else u
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:
+        u, g = ctx.saved_tensors
+        if dy is None:  # only where the rounded u alone has a gradient, in a second derivative
+            return du, du, None, None
+        product = dy.to(g.dtype) * u  # (tokens, out)
+        d_g = product.sum(0)
+        # Its memory serves once more, unless autograd is recording for a second derivative.
+        d_u = g * dy if torch.is_grad_enabled() else torch.mul(g, dy, out=product)
+        d_u = d_u.to(u.dtype) if du is None else d_u.to(u.dtype) + du
+        d_bias = dy.sum(0) if ctx.needs_input_grad[3] else None
+        return d_u, d_u if ctx.needs_input_grad[1] else None, d_g, d_bias
+
+
 class DoRALinear(LoRALinear):
     """An nn.Linear, frozen, with a trainable magnitude and a low-rank update of its direction.
 
@@ -80,6 +154,8 @@ class DoRALinear(LoRALinear):
 
     Attributes:
         magnitude: (out,), float32 (float64 over a float64 base), starts as the row norm of W.
+        recompute: False holds one output-sized tensor for the backward pass; True computes it
+            again there, one more product with W, and holds no more than LoRA.
     """
 
     magnitude: nn.Parameter
@@ -94,6 +170,7 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(base, rank, alpha, dropout, use_rslora)
         self.magnitude = nn.Parameter(row_norm(base.weight.detach()))
+        self.recompute = False
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -104,17 +181,28 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled or self.merged:
             return super().forward(x)
-        base = F.linear(x, self.base.weight)  # (..., out)
-        g = self.magnitude_scale()  # (out,), float32 or float64: so is the sum below
-        y = g * torch.add(base.to(g.dtype), self.low_rank(x), alpha=self.scaling)
-        if self.base.bias is not None:
-            y = y + self.base.bias
-        return y.to(base.dtype)
+        g = self.magnitude_scale()
+        if self.recompute and torch.is_grad_enabled():
+            y: Tensor = checkpoint(self.compose, x, g, use_reentrant=False)
+            return y
+        return self.compose(x, g)
 
-    @torch.no_grad()
+    def compose(self, x: Tensor, g: Tensor) -> Tensor:
+        """g * (x W^T + s (drop(x) A^T) B^T) + bias, (..., in) -> (..., out)."""
+        tokens = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        base = F.linear(tokens, self.base.weight)  # (tokens, out)
+        h, B = self.project_down(tokens), self.lora_B.to(self.base.weight.dtype)
+        low = None
+        if base.dtype == g.dtype:
+            base = base.addmm_(h, B.T)  # in place: no second tensor of this size
+        else:
+            low = F.linear(h, B)
+        y: Tensor = Compose.apply(base, low, g, self.base.bias)[0]
+        return y.view(*x.shape[:-1], self.out_features)
+
     def weight_norm(self) -> Tensor:
         """||W + s B A||_row, (out,), in float32 or float64. It never carries a gradient."""
-        return row_norm(super().adapted_weight())
+        return factored_norm(self.base.weight, self.lora_A, self.lora_B, self.scaling)
 
     def magnitude_scale(self) -> Tensor:
         """g = magnitude / ||W + s B A||_row, (out,): the factor of each output."""

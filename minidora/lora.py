@@ -134,13 +134,15 @@ class LoRALinear(nn.Module):
             return self.base(x)  # type: ignore[no-any-return]
         if self.merged_weight is not None:
             return F.linear(x, self.merged_weight, self.base.bias)
-        return torch.add(self.base(x), self.low_rank(x), alpha=self.scaling)
+        low = F.linear(self.project_down(x), self.lora_B.to(self.base.weight.dtype))  # (..., out)
+        return self.base(x) + low  # type: ignore[no-any-return]
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        """(drop(x) A^T) B^T, (..., in) -> (..., out): A first, so B A is never built."""
-        dtype = self.base.weight.dtype  # products run in the base layer's dtype
-        x = F.linear(self.dropout(x), self.lora_A.to(dtype))  # (..., rank)
-        return F.linear(x, self.lora_B.to(dtype))  # (..., out)
+    def project_down(self, x: Tensor) -> Tensor:
+        """s drop(x) A^T, (..., in) -> (..., rank): A first, so B A is never built.
+
+        It is scaled here, where it is small. Products run in the dtype of the base layer.
+        """
+        return self.scaling * F.linear(self.dropout(x), self.lora_A.to(self.base.weight.dtype))
 
     def delta_weight(self) -> Tensor:
         """s B A, (out, in), float32 or float64: the update of the weight (of V in DoRA)."""

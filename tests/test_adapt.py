@@ -1,0 +1,378 @@
+"""Adapting whole models: which layers, what is frozen, merging, errors that change nothing."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import minidora
+from minidora import DoRALinear, LoRALinear, adapt, count_parameters, disable_adapters
+from minidora.adapt import adapter_layers, select_targets
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(8, 8)
+        self.k_proj = nn.Linear(8, 4)
+        self.up_proj = nn.Linear(8, 12)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.q_proj(x) * self.k_proj(x).mean() + self.up_proj(x)[..., :8]
+
+
+class Model(nn.Module):
+    """Two blocks, an embedding and an output head: one of each thing that must be treated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 8)
+        self.layers = nn.ModuleList([Block(), Block()])
+        self.lm_head = nn.Linear(8, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.lm_head(x)
+
+
+INNER = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "k_proj", "up_proj")]
+TOKENS = torch.tensor([[1, 2, 3], [4, 5, 10]])
+
+
+def trained(method: str = "dora") -> Model:
+    """An adapted model whose adapters are away from their start."""
+    model = Model()
+    adapt(model, method, rank=2, alpha=3.0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(1.1).add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def state(model: nn.Module) -> dict[str, tuple[type, bool, Tensor]]:
+    """Everything that an error must leave as it was."""
+    types = {name: type(module) for name, module in model.named_modules()}
+    return {
+        name: (types[name.rpartition(".")[0]], p.requires_grad, p.detach().clone())
+        for name, p in model.named_parameters()
+    }
+
+
+def assert_same_state(model: nn.Module, before: dict[str, tuple[type, bool, Tensor]]) -> None:
+    after = state(model)
+    assert list(after) == list(before)
+    for name, (kind, requires_grad, value) in before.items():
+        assert after[name][:2] == (kind, requires_grad), name
+        torch.testing.assert_close(after[name][2], value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("lora", LoRALinear), ("dora", DoRALinear)])
+def test_adapts_in_place_equals_the_base_and_trains_adapters_alone(method: str, kind: type) -> None:
+    model = Model()
+    expected = model(TOKENS)
+    assert adapt(model, method, rank=2, alpha=3.0) is model
+    torch.testing.assert_close(model(TOKENS), expected)
+    adapted = [name for name, m in model.named_modules() if type(m) is kind]
+    assert adapted == INNER  # the head is left out
+    trainable = {n.rsplit(".", 1)[-1] for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"lora_A", "lora_B"} | ({"magnitude"} if method == "dora" else set())
+
+
+def test_p19_a_step_changes_the_adapters_and_nothing_else() -> None:
+    model = Model()
+    adapt(model, rank=2, alpha=3.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+    )
+    for _ in range(2):  # A has no gradient while B is zero
+        optimizer.zero_grad()
+        model(TOKENS).pow(2).sum().backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) is not parameter.requires_grad, name
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "exclude_modules", "expected"),
+    [
+        ("all-linear", (), INNER),
+        ("all-linear", ["k_proj"], [n for n in INNER if "k_proj" not in n]),
+        (["q_proj"], (), ["layers.0.q_proj", "layers.1.q_proj"]),
+        (["layers.1.q_proj", "lm_head"], (), ["layers.1.q_proj", "lm_head"]),
+        (r".*\.(q|k)_proj", r"layers\.0\..*", ["layers.1.q_proj", "layers.1.k_proj"]),
+        ("lm_head", (), ["lm_head"]),
+    ],
+)
+def test_p28_targets_follow_peft(
+    target_modules: str | list[str], exclude_modules: str | list[str], expected: list[str]
+) -> None:
+    assert select_targets(Model(), target_modules, exclude_modules) == expected
+
+
+def test_all_linear_asks_the_model_for_its_head() -> None:
+    class Wrapped(Model):
+        def get_output_embeddings(self) -> nn.Module:
+            return self.layers[1].up_proj  # type: ignore[no-any-return, union-attr]
+
+    assert select_targets(Wrapped(), "all-linear") == [
+        name for name in [*INNER, "lm_head"] if name != "layers.1.up_proj"
+    ]
+
+
+@pytest.mark.parametrize("head", ["lm_head", "head", "fc", "classifier", "out"])
+def test_all_linear_leaves_out_a_head_by_name(head: str) -> None:
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), head: nn.Linear(3, 2)})
+    expected = ["body", "out"] if head == "out" else ["body"]
+    assert select_targets(model, "all-linear") == expected
+
+
+def test_rank_and_alpha_patterns() -> None:
+    model = Model()
+    adapt(
+        model,
+        "lora",
+        rank=2,
+        alpha=8.0,
+        rank_pattern={"q_proj": 4, r"layers\.1\.up_proj": 1},
+        alpha_pattern={"k_proj": 1.0},
+        use_rslora=True,
+    )
+    layer = model.get_submodule
+    assert [layer(name).rank for name in INNER] == [4, 2, 2, 4, 2, 1]
+    assert layer("layers.0.q_proj").scaling == pytest.approx(8 / math.sqrt(4))
+    assert layer("layers.1.k_proj").scaling == pytest.approx(1 / math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "dorra"}, ValueError, "method must be one of lora, dora, got 'dorra'"),
+        ({"rank": 0}, ValueError, r"layers.0.q_proj: rank must .* got 0"),
+        ({"rank_pattern": {"up_proj": 2.5}}, ValueError, r"layers.0.up_proj: rank .* got 2.5"),
+        ({"alpha": math.nan}, ValueError, "alpha must be a finite number above 0, got nan"),
+        ({"dropout": 1.5}, ValueError, "dropout must be at least 0 and below 1, got 1.5"),
+        ({"target_modules": ["q_prj"]}, ValueError, r"'q_prj' matches no module; .*q_proj"),
+        ({"target_modules": ["q_proj", "v"]}, ValueError, "target_modules: 'v' matches no module"),
+        ({"target_modules": "layers.*.v"}, ValueError, "matches no module"),
+        ({"target_modules": "("}, ValueError, r"target_modules='\(' is no regular expression"),
+        ({"target_modules": ["norm"]}, TypeError, "layers.0.norm, a LayerNorm: only nn.Linear"),
+        ({"target_modules": ["layers"]}, TypeError, "a ModuleList.*layers.0.q_proj, layers.0.k"),
+        ({"target_modules": ["lm_head"], "exclude_modules": ["lm_head"]}, ValueError, "no layer"),
+        ({"exclude_modules": ["v_proj"]}, ValueError, "exclude_modules: 'v_proj' matches no"),
+        ({"rank_pattern": {"v_proj": 2}}, ValueError, "rank_pattern: 'v_proj' matches no module"),
+        ({"alpha_pattern": {"lm_head": 2.0}}, ValueError, "alpha_pattern: 'lm_head' matches no"),
+    ],
+)
+def test_bad_arguments_name_themselves_and_change_nothing(
+    arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    model = Model()
+    before = state(model)
+    with pytest.raises(error, match=message):
+        adapt(model, **{"rank": 2, **arguments})  # type: ignore[arg-type]
+    assert_same_state(model, before)
+
+
+def test_models_that_cannot_be_adapted() -> None:
+    linear = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match=r"itself an nn.Linear .* DoRALinear\(model, rank, alpha\)"):
+        adapt(linear)
+    assert linear.weight.requires_grad
+    with pytest.raises(ValueError, match="Sequential holds no nn.Linear layer"):
+        adapt(nn.Sequential(nn.ReLU()))
+    model = trained()
+    before = state(model)
+    with pytest.raises(ValueError, match=r"adapted already \(layers.0.q_proj, 6 layers in all\)"):
+        adapt(model)
+    assert_same_state(model, before)
+    with pytest.raises(ValueError, match=r"adapted already \(the model itself, 1 layers"):
+        adapt(DoRALinear(linear, 1, 1.0))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_p11_merge_unmerge_and_unload(method: str) -> None:
+    model = trained(method)
+    expected = model(TOKENS)
+    minidora.merge(model)
+    torch.testing.assert_close(model(TOKENS), expected)
+    minidora.unmerge(model)
+    assert torch.equal(model(TOKENS), expected)
+    plain = minidora.merge_and_unload(model)
+    assert plain is model
+    assert type(model.layers[0].q_proj) is nn.Linear
+    assert set(model.state_dict()) == set(Model().state_dict())
+    torch.testing.assert_close(model(TOKENS), expected)
+    reloaded = Model()
+    reloaded.load_state_dict(model.state_dict())
+    torch.testing.assert_close(reloaded(TOKENS), expected)
+
+
+def test_unloading_takes_the_newest_adapter_not_an_old_merge() -> None:
+    model = trained()
+    minidora.merge(model)
+    model.layers[0].q_proj.magnitude.data.mul_(1.5)
+    minidora.unmerge(model)
+    expected = model(TOKENS)
+    minidora.merge(model)
+    model.layers[0].q_proj.magnitude.data.mul_(1.0)
+    torch.testing.assert_close(minidora.merge_and_unload(model)(TOKENS), expected)
+
+
+def test_unloading_an_adapted_layer_that_is_the_model() -> None:
+    layer = DoRALinear(nn.Linear(3, 2), 1, 1.0)
+    layer.magnitude.data.mul_(2)
+    x = torch.randn(4, 3)
+    expected = layer(x)
+    plain = minidora.merge_and_unload(layer)
+    assert type(plain) is nn.Linear
+    torch.testing.assert_close(plain(x), expected)
+
+
+@pytest.mark.parametrize("function", [minidora.merge, minidora.merge_and_unload])
+def test_p13_a_merge_that_is_not_finite_changes_no_layer(function: object) -> None:
+    model = trained()
+    model.layers[1].k_proj.lora_B.data[0, 0] = torch.nan
+    before = state(model)
+    with pytest.raises(ValueError, match=r"layers.1.k_proj: merging would give 8 of 32 weights"):
+        function(model)  # type: ignore[operator]
+    assert_same_state(model, before)
+    assert not any(layer.merged for _, layer in adapter_layers(model))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_p16_disable_adapters_nests_and_survives_exceptions(merged: bool) -> None:
+    pretrained, model = Model()(TOKENS), trained()
+    if merged:
+        minidora.merge(model)
+    adapted = model(TOKENS)
+    model.layers[0].q_proj.enabled = False  # the state before must come back, whatever it was
+    mixed = model(TOKENS)
+    with pytest.raises(KeyError), disable_adapters(model):
+        assert torch.equal(model(TOKENS), pretrained)
+        with disable_adapters(model):
+            assert torch.equal(model(TOKENS), pretrained)
+        assert torch.equal(model(TOKENS), pretrained)
+        raise KeyError
+    assert torch.equal(model(TOKENS), mixed)
+    model.layers[0].q_proj.enabled = True
+    assert torch.equal(model(TOKENS), adapted)
+    assert all(layer.merged is merged for layer in model.modules() if isinstance(layer, LoRALinear))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        minidora.merge,
+        minidora.unmerge,
+        minidora.merge_and_unload,
+        minidora.adapter_state_dict,
+        lambda model: disable_adapters(model).__enter__(),
+    ],
+)
+def test_a_plain_model_is_told_to_adapt_first(function: object) -> None:
+    with pytest.raises(ValueError, match="Model has no LoRALinear or DoRALinear layer: call adapt"):
+        function(Model())  # type: ignore[operator]
+
+
+def test_p17_adapter_state_dict_carries_an_adapter_over() -> None:
+    model = trained()
+    adapters = minidora.adapter_state_dict(model)
+    assert set(adapters) == {
+        f"{name}.{key}" for name in INNER for key in ("lora_A", "lora_B", "magnitude")
+    }
+    assert not any(tensor.requires_grad for tensor in adapters.values())
+    fresh = Model()
+    adapt(fresh, rank=2, alpha=3.0)
+    assert not fresh.load_state_dict(adapters, strict=False).unexpected_keys
+    torch.testing.assert_close(fresh(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_p30_count_parameters(method: str) -> None:
+    model = Model()
+    total = sum(p.numel() for p in model.parameters())
+    assert count_parameters(model) == (total, total, 100.0)
+    adapt(model, method, rank=2, alpha=3.0)
+    shapes = [(8, 8), (8, 4), (8, 12)] * 2
+    adapters = sum(2 * (i + o) + (o if method == "dora" else 0) for i, o in shapes)
+    count = count_parameters(model)
+    assert count == (adapters, total + adapters, 100 * adapters / (total + adapters))
+
+
+def test_count_parameters_counts_a_shared_parameter_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    assert count_parameters(model) == (9, 9, 100.0)
+    assert count_parameters(nn.ReLU()) == (0, 0, 0.0)
+
+
+def test_a_layer_under_two_names_is_wrapped_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = adapt(nn.Sequential(shared, nn.ReLU(), shared), rank=1)
+    assert model[0] is model[2]
+    assert model[0].base is shared
+    model[0].magnitude.data.mul_(1.3)
+    x = torch.randn(2, 4)
+    expected = model(x)
+    minidora.merge_and_unload(model)
+    assert model[0] is model[2]
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_p32_a_tied_embedding_keeps_its_weight() -> None:
+    model = Model()
+    model.lm_head.weight = model.embedding.weight
+    original = model.embedding.weight.detach().clone()
+    adapt(model, rank=2, target_modules=["lm_head"])
+    model.lm_head.magnitude.data.mul_(1.2)
+    expected = model(TOKENS)
+    minidora.merge_and_unload(model)
+    assert torch.equal(model.embedding.weight, original)
+    torch.testing.assert_close(model(TOKENS), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_that_read_a_weight_get_the_adapted_one(training: bool) -> None:
+    """nn.TransformerEncoderLayer reads linear1.weight in its fast path, attention out_proj's."""
+    torch.manual_seed(0)
+    plain = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = adapt(copy.deepcopy(plain), rank=2, alpha=3.0).train(training)
+    for name in ("linear1", "linear2", "self_attn.out_proj"):
+        layer = model.get_submodule(name)
+        layer.magnitude.data.mul_(1.2)
+        layer.lora_B.data.normal_()
+        plain.get_submodule(name).weight = nn.Parameter(layer.effective_weight().detach())
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain.train(training)(x))
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_p21_meta_device_and_training_mode_are_kept() -> None:
+    with torch.device("meta"):
+        model = Model().eval()
+    adapt(model, rank=2)
+    assert all(p.is_meta for p in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert count_parameters(model).trainable == sum(
+        2 * (i + o) + o for i, o in [(8, 8), (8, 4), (8, 12)] * 2
+    )
+
+
+def test_importing_minidora_stays_light() -> None:
+    import subprocess
+    import sys
+
+    heavy = "matplotlib torchvision sklearn ipywidgets IPython rich typer scipy"
+    code = f"import minidora, sys; print([m for m in {heavy.split()} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

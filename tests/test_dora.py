@@ -1,0 +1,536 @@
+"""DoRALinear against float64 closed forms, weight_norm(dim=0) and PEFT.
+
+Numbers in names are those of the list of properties that a DoRA layer is held to. Every layer has
+a bias that is not zero, magnitudes away from the norm, s != 1 and a shape that is not square: the
+well-known bugs hide where one of these is missing.
+"""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minidora import DoRALinear, LoRALinear
+from minidora.dora import Compose, dora_weight, factored_norm, magnitude_over_norm, row_norm
+
+HALF = [torch.bfloat16, torch.float16]
+DTYPES = [torch.float64, torch.float32, *HALF]
+
+
+def perturb(layer: DoRALinear, spread: float = 0.2) -> DoRALinear:
+    """Move an adapter away from its start, where most mistakes are invisible."""
+    with torch.no_grad():
+        layer.lora_B.normal_(std=0.5 / math.sqrt(layer.in_features * layer.rank))
+        layer.magnitude.mul_(1 + spread * torch.randn_like(layer.magnitude))
+    return layer
+
+
+def make(
+    in_features: int = 7,
+    out_features: int = 5,
+    rank: int = 3,
+    dtype: torch.dtype = torch.float64,
+    bias: bool = True,
+    dropout: float = 0.0,
+) -> DoRALinear:
+    torch.manual_seed(0)
+    base = nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+    if bias:
+        nn.init.normal_(base.bias)
+    return perturb(DoRALinear(base, rank, alpha=5.0, dropout=dropout))
+
+
+def closed_form(layer: DoRALinear, detach: bool = True) -> Tensor:
+    """W' in float64, written out from equation 5 without a line of the package's code."""
+    v = layer.base.weight.double() + layer.scaling * (layer.lora_B.double() @ layer.lora_A.double())
+    norm = v.pow(2).sum(dim=1).sqrt()
+    return (layer.magnitude.double() / (norm.detach() if detach else norm))[:, None] * v
+
+
+def parameters(layer: DoRALinear) -> list[nn.Parameter]:
+    return [layer.lora_A, layer.lora_B, layer.magnitude]
+
+
+# ---- the forward pass -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_p01_equals_the_base_at_the_start(dtype: torch.dtype, autocast: bool) -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(257, 129, dtype=dtype)
+    nn.init.normal_(base.bias)
+    x = torch.randn(64, 257, dtype=dtype)
+    layer = DoRALinear(base, rank=4, alpha=7)
+    assert torch.equal(layer.magnitude_scale(), torch.ones_like(layer.magnitude))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, product, y = base(x), F.linear(x, base.weight), layer(x)
+    assert y.dtype == expected.dtype
+    bound = 2 * torch.finfo(y.dtype).eps * (product.abs() + expected.abs())
+    assert ((y - expected).abs() <= bound).all()
+
+
+def test_p02_is_no_identity_once_the_adapter_has_moved() -> None:
+    layer = make()
+    x = torch.randn(3, 7, dtype=torch.float64)
+    assert (layer(x) - layer.base(x)).abs().max() > 0.1
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_p03_p04_forward_and_gradients_equal_the_closed_form(
+    dtype: torch.dtype, bias: bool, recompute: bool
+) -> None:
+    layer = make(24, 40, 6, dtype, bias)
+    layer.recompute = recompute
+    x = torch.randn(3, 8, 24, dtype=dtype, requires_grad=True)
+    dy = torch.randn(3, 8, 40, dtype=dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    y.backward(dy)
+    got = [y, x.grad, *(p.grad for p in parameters(layer))]
+
+    exact = x.detach().double().requires_grad_()
+    expected_y = exact @ closed_form(layer).T + (layer.base.bias.double() if bias else 0.0)
+    gradients = torch.autograd.grad(expected_y, [exact, *parameters(layer)], dy.double())
+    for name, ours, theirs in zip(
+        ("y", "x", "lora_A", "lora_B", "magnitude"), got, [expected_y, *gradients], strict=True
+    ):
+        assert ours is not None
+        error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
+        assert error < TOLERANCE[dtype], name
+
+
+def test_p04_the_norm_is_detached_and_by_the_known_term() -> None:
+    """Equations 6 and 11: the full gradient is the detached one less its part along each row."""
+    layer = make()
+    x = torch.randn(9, 7, dtype=torch.float64)
+    delta = layer.delta_weight().detach().requires_grad_()
+
+    def gradient(detach_norm: bool) -> Tensor:
+        weight = dora_weight(layer.base.weight, delta, layer.magnitude, detach_norm)
+        return torch.autograd.grad(F.linear(x, weight).pow(2).sum(), delta)[0]
+
+    detached, full = gradient(True), gradient(False)
+    v = F.normalize((layer.base.weight + delta).detach(), dim=1)
+    along = (detached * v).sum(1, keepdim=True) * v
+    torch.testing.assert_close(full, detached - along)
+    assert along.norm() > 0.05 * detached.norm()
+    assert not layer.weight_norm().requires_grad
+
+
+@pytest.mark.parametrize("detach_norm", [False, True])
+def test_dora_weight_equals_weight_norm(detach_norm: bool) -> None:
+    """Salimans and Kingma's w = g v / ||v||, per output neuron, is DoRA with the full gradient."""
+    layer = make()
+    v = (layer.base.weight + layer.delta_weight()).detach()
+    oracle = nn.utils.parametrizations.weight_norm(nn.Linear(7, 5, dtype=torch.float64), dim=0)
+    oracle.parametrizations.weight.original0.data.copy_(layer.magnitude[:, None])
+    oracle.parametrizations.weight.original1.data.copy_(v)
+    delta = torch.zeros_like(v, requires_grad=True)
+    weight = dora_weight(v, delta, layer.magnitude, detach_norm)
+    torch.testing.assert_close(weight, oracle.weight)
+    direction = torch.randn_like(v)
+    weight.backward(direction)
+    oracle.weight.backward(direction)
+    torch.testing.assert_close(
+        layer.magnitude.grad, oracle.parametrizations.weight.original0.grad[:, 0]
+    )
+    same = torch.allclose(delta.grad, oracle.parametrizations.weight.original1.grad)  # type: ignore[arg-type]
+    assert same is not detach_norm
+
+
+def test_against_peft() -> None:
+    """PEFT 0.21's DoRA in float32, without dropout: outputs and all gradients."""
+    import peft
+
+    layer = make(24, 40, 6, torch.float32)
+    config = peft.LoraConfig(r=6, lora_alpha=5, use_dora=True, target_modules=["0"])
+    theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(layer.base)), config)
+    inner = theirs.base_model.model[0]
+    names = {
+        "lora_A": inner.lora_A["default"].weight,
+        "lora_B": inner.lora_B["default"].weight,
+        "magnitude": inner.lora_magnitude_vector["default"].weight,
+    }
+    for name, parameter in names.items():
+        parameter.data.copy_(getattr(layer, name))
+    x = torch.randn(3, 8, 24)
+    dy = torch.randn(3, 8, 40)
+    y, expected = layer(x), theirs(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    y.backward(dy)
+    expected.backward(dy)
+    for name, parameter in names.items():
+        torch.testing.assert_close(
+            getattr(layer, name).grad, parameter.grad, rtol=1e-4, atol=1e-4, msg=name
+        )
+
+
+def test_p05_magnitude_is_the_row_norm_at_the_start_and_after_a_reset() -> None:
+    layer = make()
+    expected = layer.base.weight.pow(2).sum(1).sqrt()
+    assert not torch.allclose(layer.magnitude, expected)
+    layer.reset_parameters()
+    assert layer.magnitude.shape == (5,)
+    torch.testing.assert_close(layer.magnitude.data, expected)
+    assert DoRALinear(nn.Linear(3, 2).bfloat16(), 1, 1.0).magnitude.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7), (2, 1, 3, 7), (0, 7), (2, 0, 7)])
+def test_p10_shapes(shape: tuple[int, ...]) -> None:
+    layer = make()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    torch.testing.assert_close(y, x @ closed_form(layer).T + layer.base.bias)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == shape
+
+
+def test_p10_input_that_is_not_contiguous() -> None:
+    layer = make()
+    x = torch.randn(7, 6, 4, dtype=torch.float64).permute(2, 1, 0)[::2]
+    torch.testing.assert_close(layer(x), x @ closed_form(layer).T + layer.base.bias)
+
+
+def test_a_wrong_input_gets_the_error_of_a_linear_layer() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        make()(torch.randn(3, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_p23_output_dtype_is_that_of_the_base(
+    dtype: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    layer = make(24, 40, 6, dtype)
+    x = torch.randn(3, 24, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        y = layer(x)
+        assert y.dtype == layer.base(x).dtype
+        assert layer.weight_norm().dtype == torch.float32
+        exact = row_norm(layer.base.weight.double() + layer.delta_weight().double())
+    torch.testing.assert_close(layer.weight_norm().double(), exact, rtol=1e-6, atol=0)
+    expected = x.double() @ closed_form(layer).T + layer.base.bias.double()
+    assert (y.double() - expected).norm() < 0.02 * expected.norm()
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters(layer))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.002, 0.2])
+@pytest.mark.parametrize(("in_features", "out_features"), [(256, 1024), (1024, 256), (4096, 512)])
+def test_accuracy_in_bf16(spread: float, in_features: int, out_features: int) -> None:
+    """At most 1.6 times the error of a plain bf16 linear layer; one rounding more gives 1.7."""
+    torch.manual_seed(0)
+    base = nn.Linear(in_features, out_features, dtype=torch.bfloat16)
+    layer = perturb(DoRALinear(base, 16, alpha=32.0), spread)
+    x = torch.randn(512, in_features, dtype=torch.bfloat16)
+    assert 512 * out_features >= 1e5
+
+    def error(y: Tensor, weight: Tensor) -> float:
+        exact = x.double() @ weight.T + base.bias.double()
+        return float((y.double() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt())
+
+    with torch.no_grad():
+        ours = error(layer(x), closed_form(layer))
+        plain = error(base(x), base.weight.double())
+    assert ours <= 1.6 * plain, f"{ours / plain:.2f} times the error of a plain layer"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_p25_dropout_acts_on_the_low_rank_path_alone(recompute: bool) -> None:
+    layer = make(dropout=0.4)
+    layer.recompute = recompute
+    x = torch.randn(6, 3, 7, dtype=torch.float64)
+    v = layer.base.weight + layer.scaling * layer.lora_B @ layer.lora_A
+    g = layer.magnitude / v.norm(dim=1).detach()
+    torch.manual_seed(3)
+    y = layer(x)
+    gradients = torch.autograd.grad(y.pow(2).sum(), parameters(layer))
+    torch.manual_seed(3)
+    low = layer.scaling * F.dropout(x, 0.4) @ layer.lora_A.T @ layer.lora_B.T
+    expected = g * (x @ layer.base.weight.T + low) + layer.base.bias
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected.pow(2).sum(), parameters(layer))
+    )
+    layer.eval()
+    torch.testing.assert_close(layer(x), x @ closed_form(layer).T + layer.base.bias)
+
+
+# ---- the norm ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 8, 64])
+@pytest.mark.parametrize("scaling", [0.1, 1.0, 3.0])
+def test_p06_factored_norm_equals_the_dense_norm(
+    dtype: torch.dtype, rank: int, scaling: float
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(96, 130).to(dtype)
+    adapter = torch.float64 if dtype == torch.float64 else torch.float32
+    lora_A, lora_B = torch.randn(rank, 130, dtype=adapter), torch.randn(96, rank, dtype=adapter)
+    dense = (weight.double() + scaling * lora_B.double() @ lora_A.double()).norm(dim=1)
+    norm = factored_norm(weight, lora_A, lora_B, scaling)
+    assert norm.dtype == adapter
+    tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(norm.double(), dense, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("residual", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6])
+def test_p06_a_row_that_nearly_cancels_keeps_its_digits_on_a_cpu(residual: float) -> None:
+    torch.manual_seed(0)
+    lora_A, lora_B = torch.randn(4, 50), torch.randn(30, 4)
+    weight = -(lora_B @ lora_A)
+    weight[::2] += residual * torch.randn(15, 50)
+    weight[1::2] += torch.randn(15, 50)
+    exact = (weight.double() + lora_B.double() @ lora_A.double()).norm(dim=1)
+    norm = factored_norm(weight, lora_A, lora_B, 1.0)
+    # What is left is the rounding of W and B A themselves, here about 1e-7 of their size.
+    torch.testing.assert_close(norm.double(), exact, rtol=1e-6 + 2e-6 / residual, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-25, 1e-12, 1.0, 1e12, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_p07_rows_of_any_size_are_treated_alike(size: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 50)
+    weight[::2] *= size
+    weight = weight.to(dtype)
+    exact = weight.double().norm(dim=1)
+    torch.testing.assert_close(row_norm(weight).double(), exact, rtol=1e-6, atol=0)
+    base = nn.Linear(50, 6, bias=False, dtype=dtype)
+    base.weight.data.copy_(weight)
+    layer = DoRALinear(base, 2, alpha=4.0)
+    x = torch.randn(3, 50).to(dtype)
+    torch.testing.assert_close(layer(x), base(x))
+    layer.magnitude.data.mul_(1.5)
+    torch.testing.assert_close(layer(x), 1.5 * base(x), rtol=1e-2, atol=0)
+
+
+def test_p07_a_zero_row_gives_finite_values_and_learns() -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(6, 4)
+    base.weight.data[1] = 0.0
+    layer = DoRALinear(base, rank=2, alpha=4.0)
+    assert layer.magnitude_scale()[1] == 1.0
+    x = torch.randn(64, 6)
+    target = x @ torch.randn(6, 4)
+    optimizer = torch.optim.Adam(parameters(layer), lr=0.02)
+    losses = []
+    for _ in range(300):
+        loss = (layer(x) - target)[:, 1].pow(2).mean()  # of the zero row alone
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters(layer))
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_magnitude_over_norm_is_one_and_flat_where_the_norm_is_zero() -> None:
+    magnitude = torch.tensor([0.0, 3.0, 6.0], requires_grad=True)
+    g = magnitude_over_norm(magnitude, torch.tensor([0.0, 0.0, 2.0]))
+    assert g.tolist() == [1.0, 1.0, 3.0]
+    g.sum().backward()
+    assert magnitude.grad is not None
+    assert magnitude.grad.tolist() == [0.0, 0.0, 0.5]
+
+
+# ---- gradients and training -------------------------------------------------------------------
+
+
+def test_p08_every_parameter_gets_a_gradient_and_moves() -> None:
+    layer = DoRALinear(nn.Linear(7, 5), 3, alpha=5.0)
+    start = [p.detach().clone() for p in parameters(layer)]
+    optimizer = torch.optim.SGD(parameters(layer), lr=0.1)
+    x, target = torch.randn(32, 7), torch.randn(32, 5)
+    for _ in range(2):  # the gradient of A is zero while B is
+        optimizer.zero_grad()
+        (layer(x) - target).pow(2).mean().backward()
+        assert layer.magnitude.grad is not None
+        assert layer.magnitude.grad.abs().min() > 0
+        optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(parameters(layer), start, strict=True))
+
+
+def test_p09_accumulated_gradients_are_the_sum() -> None:
+    layer = make()
+    batches = torch.randn(4, 6, 7, dtype=torch.float64)
+    for batch in batches:
+        layer(batch).pow(2).sum().backward()
+    accumulated = [p.grad.clone() for p in parameters(layer) if p.grad is not None]
+    layer.zero_grad()
+    whole = torch.autograd.grad(layer(batches).pow(2).sum(), parameters(layer))
+    torch.testing.assert_close(accumulated, list(whole))
+
+
+def test_p09_gradcheck_once_and_twice() -> None:
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    def compose(base: Tensor, low: Tensor | None, g: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = Compose.apply(base, low, g, bias)[0]
+        return y
+
+    torch.manual_seed(0)
+    for low, bias in [(leaf(3, 4), leaf(4)), (None, leaf(4)), (leaf(3, 4), None), (None, None)]:
+        arguments = (leaf(3, 4), low, leaf(4), bias)
+        assert torch.autograd.gradcheck(compose, arguments)
+        assert torch.autograd.gradgradcheck(compose, arguments)
+    layer = make()
+    assert torch.autograd.gradgradcheck(layer, leaf(3, 7))
+
+
+def test_gradient_checkpointing_and_a_layer_used_twice() -> None:
+    layer = make(7, 7)
+    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *parameters(layer)]
+    plain = torch.autograd.grad(layer(layer(x).tanh()).pow(2).sum(), leaves)
+    weight, bias = closed_form(layer), layer.base.bias
+    closed = F.linear(F.linear(x, weight, bias).tanh(), weight, bias)
+    torch.testing.assert_close(plain, torch.autograd.grad(closed.pow(2).sum(), leaves))
+    y = checkpoint(layer, checkpoint(layer, x, use_reentrant=False).tanh(), use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(y.pow(2).sum(), leaves), plain)
+
+
+def test_an_unfrozen_base_is_trained_too() -> None:
+    layer = make()
+    layer.base.requires_grad_(True)
+    x = torch.randn(4, 7, dtype=torch.float64)
+    leaves = [layer.base.weight, layer.base.bias]
+    ours = torch.autograd.grad(layer(x).pow(2).sum(), leaves)
+    closed = x @ closed_form(layer).T + layer.base.bias
+    torch.testing.assert_close(ours, torch.autograd.grad(closed.pow(2).sum(), leaves))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_p27_compiles_whole(dtype: torch.dtype, recompute: bool) -> None:
+    layer = make(24, 40, 6, dtype)
+    layer.recompute = recompute
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 24, dtype=dtype, requires_grad=True)
+    y, expected = compiled(x), layer(x)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+    leaves = [x, *parameters(layer)]
+    ours = torch.autograd.grad(y.float().pow(2).sum(), leaves)
+    theirs = torch.autograd.grad(expected.float().pow(2).sum(), leaves)
+    for got, want in zip(ours, theirs, strict=True):
+        assert (got - want).norm() <= tolerance * want.norm()
+
+
+# ---- merging, saving, moving ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_p11_p14_merge_equals_forward_and_unmerge_is_exact(dtype: torch.dtype) -> None:
+    layer = make(24, 40, 6, dtype)
+    weight = layer.base.weight.clone()
+    x = torch.randn(9, 24, dtype=dtype)
+    expected = layer(x)
+    for _ in range(25):
+        layer.merge()
+        closed = closed_form(layer)
+        size = layer.base.weight.double().abs() + layer.delta_weight().double().abs()
+        work = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        error = (layer.effective_weight().double() - closed).abs()
+        assert (error <= torch.finfo(dtype).eps / 2 * closed.abs() + 10 * work * size).all()
+        assert torch.equal(layer(x), F.linear(x, layer.effective_weight(), layer.base.bias))
+        layer.unmerge()
+    assert torch.equal(layer.base.weight, weight)
+    assert torch.equal(layer(x), expected)
+
+
+def test_p22_copies_and_saved_layers_never_apply_an_adapter_twice() -> None:
+    layer = make()
+    x = torch.randn(3, 7, dtype=torch.float64)
+    expected = layer(x)
+    layer.merge()
+    fresh = DoRALinear(nn.Linear(7, 5, dtype=torch.float64), 3, alpha=5.0)
+    fresh.load_state_dict(layer.state_dict(), strict=True)
+    for twin in (fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(twin(x), expected)
+        twin.unmerge()
+        torch.testing.assert_close(twin(x), expected)
+    with pytest.raises(RuntimeError, match=r"Missing key.*magnitude"):
+        lora = LoRALinear(nn.Linear(7, 5, dtype=torch.float64), 3, alpha=5.0)
+        fresh.load_state_dict(lora.state_dict())
+
+
+def _fused(layer: DoRALinear, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    layer(torch.ones(2, 7, dtype=torch.float64)).sum().backward()
+    optimizer(parameters(layer)).step()
+
+
+CHANGES: dict[str, Callable[[DoRALinear], object]] = {
+    "write to .data": lambda layer: layer.lora_B.data.mul_(-2),
+    "replace .data": lambda layer: setattr(layer.magnitude, "data", layer.magnitude.data * 2),
+    "change the base": lambda layer: layer.base.weight.data.add_(0.5),
+    "load": lambda layer: layer.load_state_dict(
+        {key: value * 1.5 for key, value in layer.state_dict().items()}
+    ),
+    "to float32 and back": lambda layer: layer.float().double(),
+    "AdamW fused": lambda layer: _fused(layer, lambda p: torch.optim.AdamW(p, 0.1, fused=True)),
+    "AdamW foreach": lambda layer: _fused(layer, lambda p: torch.optim.AdamW(p, 0.1, foreach=True)),
+    "SGD fused": lambda layer: _fused(layer, lambda p: torch.optim.SGD(p, 0.1, fused=True)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("training", [True, False])
+def test_p20_nothing_goes_stale(change: str, training: bool) -> None:
+    layer = make().train(training)
+    x = torch.randn(3, 7, dtype=torch.float64)
+    with torch.no_grad():
+        before = layer(x)
+    CHANGES[change](layer)
+    with torch.no_grad():
+        after = layer(x)
+        assert not torch.equal(after, before) or change.startswith("to ")
+        torch.testing.assert_close(after, x @ closed_form(layer).T + layer.base.bias)
+
+
+def test_p21_meta_device_then_to_empty() -> None:
+    with torch.device("meta"):
+        layer = DoRALinear(nn.Linear(30, 20), rank=4, alpha=8)
+    assert layer(torch.empty(3, 30, device="meta")).shape == (3, 20)
+    layer.to_empty(device="cpu")
+    weight = torch.randn(20, 30)
+    layer.base.weight.data.copy_(weight)
+    layer.base.bias.data.zero_()
+    layer.reset_parameters()
+    x = torch.randn(3, 30)
+    assert torch.equal(layer.magnitude, row_norm(weight))
+    torch.testing.assert_close(layer(x), x @ weight.T)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_equals_the_closed_form(dtype: torch.dtype) -> None:
+    layer = make(24, 40, 6, dtype).cuda()
+    x = torch.randn(3, 8, 24, dtype=dtype, device="cuda", requires_grad=True)
+    y = layer(x)
+    expected = x.double() @ closed_form(layer).T + layer.base.bias.double()
+    leaves = [x, *parameters(layer)]
+    dy = torch.randn_like(y)
+    ours = [y, *torch.autograd.grad(y, leaves, dy)]
+    theirs = [expected, *torch.autograd.grad(expected, leaves, dy.double())]
+    for got, want in zip(ours, theirs, strict=True):
+        assert (got.double() - want.double()).norm() < TOLERANCE[dtype] * want.double().norm()
