@@ -9,7 +9,7 @@ from minidora.adapt import (
     merge_and_unload,
     unmerge,
 )
-from minidora.dora import DoRALinear
+from minidora.dora import DoRALinear, cached_scale
 from minidora.lora import LoRALinear
 from minidora.training import device
 
@@ -20,6 +20,7 @@ __all__ = [
     "LoRALinear",
     "adapt",
     "adapter_state_dict",
+    "cached_scale",
     "count_parameters",
     "device",
     "disable_adapters",

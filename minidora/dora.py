@@ -15,7 +15,9 @@ Reference:
     eq. 5 (the form), eq. 11 and sec. 4.3 (the detached norm)
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +173,7 @@ class DoRALinear(LoRALinear):
         super().__init__(base, rank, alpha, dropout, use_rslora)
         self.magnitude = nn.Parameter(row_norm(base.weight.detach()))
         self.recompute = False
+        self.cached_g: Tensor | None = None  # set within cached_scale alone
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -206,6 +209,10 @@ class DoRALinear(LoRALinear):
 
     def magnitude_scale(self) -> Tensor:
         """g = magnitude / ||W + s B A||_row, (out,): the factor of each output."""
+        if self.cached_g is not None:
+            if torch.is_grad_enabled():
+                self._refuse_while_cached("a forward pass with gradients", "use torch.no_grad()")
+            return self.cached_g
         norm = self.weight_norm()
         return magnitude_over_norm(self.magnitude.to(norm.dtype), norm)
 
@@ -213,3 +220,58 @@ class DoRALinear(LoRALinear):
         """W' = g (W + s B A), (out, in), in float32 or float64: equation 5."""
         delta = self.delta_weight()
         return dora_weight(self.base.weight, delta, self.magnitude.to(delta.dtype))
+
+    def merge(self) -> None:
+        if self.cached_g is not None:
+            self._refuse_while_cached("merge", "merge before or after it")
+        super().merge()
+
+    def train(self, mode: bool = True) -> "DoRALinear":
+        if mode and self.cached_g is not None:
+            self._refuse_while_cached("train", "leave the context first")
+        return super().train(mode)
+
+    def _refuse_while_cached(self, what: str, instead: str) -> NoReturn:
+        raise RuntimeError(f"{what} within cached_scale, which holds g as it was: {instead}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cached_g": None}  # a copy outlives the context
+
+
+@contextmanager
+def cached_scale(model: nn.Module) -> Iterator[None]:
+    """Within it every DoRALinear of a model in evaluation mode uses a g computed once, here.
+
+    For generation: one token costs as much as with LoRA, where the norm would cost more than the
+    layer. Gradients, train(), load_state_dict() and merge() are refused while it is open. It
+    cannot notice a write to a parameter: an optimizer's step, .data, .to().
+
+    Raises:
+        ValueError: the model has no DoRALinear, or one that is in training mode.
+        RuntimeError: within it, for what is refused.
+    """
+    layers = [module for module in model.modules() if isinstance(module, DoRALinear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no DoRALinear layer whose g could be kept")
+    if any(layer.training for layer in layers):
+        raise ValueError("cached_scale is for evaluation: call model.eval() first")
+
+    def refuse(*_: Any) -> None:
+        layers[0]._refuse_while_cached("load_state_dict", "leave the context first")
+
+    # On every module, so that whichever is loaded refuses before it has changed anything.
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [module.register_load_state_dict_pre_hook(refuse) for module, _ in modes]
+    before = [layer.cached_g for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.cached_g = layer.magnitude_scale()
+        yield
+    finally:
+        for layer, g in zip(layers, before, strict=True):
+            layer.cached_g = g
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:  # a train() that was refused had reached some of them
+            module.training = training

@@ -1,0 +1,169 @@
+"""What the DoRA layer costs, counted in bytes, and the context that computes g once.
+
+Bytes are counted from the storages that operations make (minidora.memory.LiveBytes); what is
+asserted does not depend on the machine. Times are never asserted: see `minidora bench`.
+"""
+
+import copy
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minidora import DoRALinear, LoRALinear, adapt, cached_scale, merge
+from minidora.dora import row_norm
+from minidora.memory import LiveBytes
+
+TOKENS, IN, OUT, RANK = 96, 256, 320, 8
+
+
+def layers(dtype: torch.dtype, dropout: float = 0.0) -> tuple[LoRALinear, DoRALinear]:
+    torch.manual_seed(0)
+    base = nn.Linear(IN, OUT, dtype=dtype)
+    lora = LoRALinear(copy.deepcopy(base), RANK, 16.0, dropout)
+    dora = DoRALinear(base, RANK, 16.0, dropout)
+    nn.init.normal_(lora.lora_B)
+    dora.load_state_dict(lora.state_dict(), strict=False)
+    dora.magnitude.data.mul_(1.2)
+    return lora, dora
+
+
+def held_and_peak(layer: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that a forward pass leaves behind for the backward pass (without its output), and the
+    most that were alive at once in both passes. The input and the parameters existed before."""
+    x = torch.randn(TOKENS, IN, dtype=dtype, requires_grad=True)
+    dy = torch.randn(TOKENS, OUT, dtype=dtype)
+    gc.collect()
+    with LiveBytes() as watch:
+        y = layer(x)
+        held = watch.now - y.untyped_storage().nbytes()
+        y.backward(dy)
+    return held, watch.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_p26_held_for_backward(dtype: torch.dtype) -> None:
+    lora, dora = layers(dtype)
+    output = TOKENS * OUT * dtype.itemsize
+    lora_held, _ = held_and_peak(lora, dtype)
+    dora_held, _ = held_and_peak(dora, dtype)
+    # LoRA holds (tokens, rank) and the rounded factors; DoRA one output more, and g.
+    assert 0 < lora_held < output / 2
+    assert output <= dora_held - lora_held <= output + 3 * OUT * 8
+
+
+def test_p26_recompute_holds_no_more_than_lora() -> None:
+    lora, dora = layers(torch.float32)
+    dora.recompute = True
+    x_and_parameters = 4 * (TOKENS * IN + OUT * IN + RANK * (IN + OUT) + 2 * OUT)
+    lora_held, _ = held_and_peak(lora, torch.float32)
+    dora_held, _ = held_and_peak(dora, torch.float32)
+    assert dora_held + x_and_parameters <= 1.01 * (lora_held + x_and_parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_p26_no_temporary_of_the_size_of_w(dtype: torch.dtype) -> None:
+    """A token or two through a large layer: nothing near the size of W is ever alive."""
+    base = nn.Linear(1024, 2048, dtype=dtype)
+    layer = DoRALinear(base, 4, 8.0)
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(2, 1024, dtype=dtype, requires_grad=True)
+    with LiveBytes() as watch:
+        layer(x).sum().backward()
+    assert watch.peak < base.weight.untyped_storage().nbytes() * (
+        0.05 if dtype == torch.float32 else 0.4
+    )
+
+
+def test_the_count_sees_what_it_should() -> None:
+    """The counter itself, on a layer whose bytes are known: a trainable linear layer holds x."""
+    held, _ = held_and_peak(nn.Linear(IN, OUT), torch.float32)
+    assert held == 0  # x existed before
+    held, _ = held_and_peak(nn.Sequential(nn.Linear(IN, OUT), nn.Tanh()), torch.float32)
+    assert held == 0  # tanh holds its output alone
+    held, _ = held_and_peak(nn.Sequential(nn.Linear(IN, OUT), nn.GELU()), torch.float32)
+    assert held == 4 * TOKENS * OUT  # its input
+
+
+# ---- cached_scale -----------------------------------------------------------------------------
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = adapt(nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)), rank=2, alpha=6.0)
+    for name, parameter in net.named_parameters():
+        if "lora_B" in name or "magnitude" in name:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    assert isinstance(net, nn.Sequential)
+    return net.eval()
+
+
+def norms_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    original = DoRALinear.weight_norm
+    monkeypatch.setattr(
+        DoRALinear, "weight_norm", lambda layer: (calls.append(1), original(layer))[1]
+    )
+    return calls
+
+
+def test_cached_scale_computes_g_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = model(), torch.randn(5, 6)
+    calls = norms_counted(monkeypatch)
+    with torch.no_grad():
+        expected = net(x)
+        assert len(calls) == 2
+        with cached_scale(net):
+            for _ in range(3):
+                assert torch.equal(net(x), expected)
+            with cached_scale(net):
+                assert torch.equal(net(x), expected)
+            assert torch.equal(net(x), expected)
+        assert len(calls) == 4
+        net[0].magnitude.mul_(2)
+        assert not torch.equal(net(x), expected)
+
+
+REFUSED: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
+    "gradients": ("forward pass with gradients .* torch.no_grad", lambda n: n(torch.ones(1, 6))),
+    "train": ("train within cached_scale", lambda n: n.train()),
+    "load": ("load_state_dict within cached_scale", lambda n: n.load_state_dict(n.state_dict())),
+    "load a part": ("load_state_dict", lambda n: n[2].load_state_dict(n[2].state_dict())),  # type: ignore[index]
+    "merge": ("merge within cached_scale", merge),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_cached_scale_refuses_and_leaves_the_model_as_it_was(what: str) -> None:
+    net = model()
+    message, action = REFUSED[what]
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with cached_scale(net), pytest.raises(RuntimeError, match=message):
+        action(net)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(module.training for module in net.modules())
+    assert not net[0].merged
+    net.train()
+    net.load_state_dict(before)
+    merge(net)  # allowed again
+
+
+def test_cached_scale_wants_an_evaluated_dora_model() -> None:
+    with pytest.raises(ValueError, match="Linear has no DoRALinear"), cached_scale(nn.Linear(2, 2)):
+        pass
+    net = model().train()
+    with pytest.raises(ValueError, match="call model.eval"), cached_scale(net):
+        pass
+    assert net[0].cached_g is None
+
+
+def test_a_copy_made_within_cached_scale_does_not_keep_it() -> None:
+    net, x = model(), torch.randn(5, 6)
+    with cached_scale(net):
+        twin = copy.deepcopy(net)
+    twin[0].magnitude.data.mul_(3)
+    v = twin[0].base.weight + twin[0].delta_weight()
+    expected: Tensor = x @ ((twin[0].magnitude / row_norm(v))[:, None] * v).T + twin[0].base.bias
+    torch.testing.assert_close(twin[0](x), expected)
