@@ -1,0 +1,674 @@
+"""Checks of exercises/02_lora_recap.ipynb: LoRA from empty cells."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minidora import probe
+from minidora.checks.core import (
+    Answer,
+    Lesson,
+    Refused,
+    expect,
+    expect_dtype_and_device,
+    expect_gradient,
+    expect_module,
+    expect_parameter,
+    expect_parts,
+    randn,
+    require,
+)
+
+lesson = Lesson(
+    2, "02_lora_recap", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")
+)
+EXAMPLE = "this is the answer to the example: compute it from the arguments"
+
+
+@lesson.exercise(
+    "2.1",
+    title="How LoRA starts",
+    difficulty="easy",
+    minutes=10,
+    teaches="why one factor is zero, the other is not, and how large it may be",
+    hint="Which of the two must be zero so that B A = 0, and why may the other one not be?",
+)
+def init_lora(answer: Answer) -> None:
+    answer.case("shapes")
+    parts = expect_parts(answer(5, 3, 2), ("lora_A", "lora_B"))
+    shapes = [tuple(getattr(part, "shape", ())) for part in parts]
+    require(shapes != [(3, 2), (2, 5)], "the other way round: return lora_A, lora_B")
+    for name, part, axes, shape in (
+        ("lora_A", parts[0], "(rank, in)", (2, 5)),
+        ("lora_B", parts[1], "(out, rank)", (3, 2)),
+    ):
+        require(isinstance(part, Tensor), f"{name} is no tensor")
+        got = tuple(part.shape)
+        require(got == shape, f"expected {name} of shape {axes} = {shape}, got {got}")
+        require(isinstance(part, nn.Parameter), f"{name} is a plain tensor: use nn.Parameter")
+        require(part.requires_grad, f"{name} is frozen: it is there to be trained")
+
+    answer.case("which one is zero")
+    lora_A, lora_B = answer(256, 48, 64)
+    zero_A, zero_B = not lora_A.any(), not lora_B.any()
+    require(
+        not (zero_A and zero_B),
+        "both are zero: each one's gradient holds the other, so neither ever moves",
+    )
+    require(not (zero_A and not zero_B), "the zero factor is lora_B, and here it is lora_A")
+    require(zero_B, "lora_B is not zero: the adapted layer differs from its base at the start")
+
+    answer.case("spread of lora_A")
+    std, want = float(lora_A.std()), 1 / math.sqrt(3 * 256)
+
+    def near(value: float) -> bool:
+        return abs(std / value - 1) < 0.05
+
+    require(
+        not near(1), f"lora_A has a standard deviation of 1, {1 / want:.0f} times what in=256 asks"
+    )
+    require(not near(math.sqrt(2 / 256)), "Kaiming-uniform with a = 0: LoRA takes a = sqrt(5)")
+    require(not near(1 / math.sqrt(3 * 64)), "the bound is 1 / sqrt(rank): it is 1 / sqrt(in)")
+    require(near(want), f"lora_A: expected a standard deviation of {want:.4f}, got {std:.4f}")
+    largest = float(lora_A.abs().max())
+    require(
+        0.98 / 16 < largest <= 1.001 / 16,
+        f"lora_A: expected uniform on +-1/sqrt(in) = +-0.0625, its largest entry is {largest:.4f}",
+    )
+    require(not torch.equal(lora_A, answer(256, 48, 64)[0]), "lora_A is the same each time")
+
+
+init_lora.refuses(
+    (
+        "standard normal A, as in the source notebook",
+        "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
+        "nn.init.normal_(lora_A)",
+        "lora_A has a standard deviation of 1",
+    ),
+    (
+        "B not zero",
+        "torch.zeros(out_features, rank)",
+        "torch.randn(out_features, rank)",
+        "lora_B is not zero",
+    ),
+    (
+        "both zero",
+        "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
+        "nn.init.zeros_(lora_A)",
+        "both are zero",
+    ),
+    (
+        "zero on the input side",
+        "    nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))\n",
+        "    nn.init.kaiming_uniform_(lora_B, a=math.sqrt(5))\n    nn.init.zeros_(lora_A)\n",
+        "the zero factor is lora_B",
+    ),
+    ("Kaiming-uniform with its default a = 0", ", a=math.sqrt(5)", "", "with a = 0"),
+    (
+        "spread by the rank",
+        "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
+        "nn.init.uniform_(lora_A, -(rank**-0.5), rank**-0.5)",
+        "the bound is 1 / sqrt(rank)",
+    ),
+    (
+        "A is no parameter",
+        "lora_A = nn.Parameter(torch.empty(rank, in_features))",
+        "lora_A = torch.empty(rank, in_features)",
+        "lora_A is a plain tensor",
+    ),
+    (
+        "A the other way round",
+        "torch.empty(rank, in_features)",
+        "torch.empty(in_features, rank)",
+        "expected lora_A of shape (rank, in)",
+    ),
+    (
+        "returned in the other order",
+        "return lora_A, lora_B",
+        "return lora_B, lora_A",
+        "the other way round: return lora_A, lora_B",
+    ),
+    (
+        "A frozen",
+        "nn.Parameter(torch.empty(rank, in_features))",
+        "nn.Parameter(torch.empty(rank, in_features), requires_grad=False)",
+        "lora_A is frozen",
+    ),
+)
+
+
+def _delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """s B A as a sum of outer products, one for each rank, in float64."""
+    a, b = lora_A.double(), lora_B.double()
+    return scaling * sum(
+        (torch.outer(b[:, i], a[i]) for i in range(len(a))), torch.zeros(len(b), a.shape[1])
+    )
+
+
+@lesson.exercise(
+    "2.2",
+    title="The update and its scaling",
+    difficulty="easy",
+    minutes=5,
+    teaches="the order of B and A for a weight of shape (out, in), and what alpha does",
+    hint="A weight is (out, in). Which product of (out, rank) and (rank, in) has this shape?",
+)
+def lora_delta(answer: Answer) -> None:
+    def known(a: Tensor, b: Tensor, alpha: float) -> list[tuple[Tensor, str]]:
+        rank, out = len(a), len(b)
+        right = _delta(a, b, alpha / rank)
+        return [
+            (example, EXAMPLE),
+            (_delta(a, b, 1.0), "the scaling is missing: s = alpha / rank"),
+            (_delta(a, b, alpha), "scaled by alpha alone: s = alpha / rank"),
+            (_delta(a, b, alpha / rank**0.5), "scaled by alpha / sqrt(rank): s = alpha / rank"),
+            (_delta(a, b, alpha / out), "divided by out: the rank is lora_A.shape[0]"),
+            (_delta(a, b, alpha // rank), "// rounds down: use / for alpha / rank"),
+            (_delta(a, b, rank / alpha), "scaled by rank / alpha: s = alpha / rank"),
+            (right.T, "this is (in, out), the transpose: a weight is (out, in)"),
+            (right.T.reshape(right.shape), "reshape is no transpose: which entry goes where?"),
+        ]
+
+    answer.case("by hand")
+    lora_A = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
+    lora_B = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+    example = torch.tensor([[3.0, 0.0, 6.0], [0.0, 3.0, 0.0], [3.0, 3.0, 6.0], [6.0, 0.0, 12.0]])
+    expect(answer(lora_A, lora_B, 6.0), example, known(lora_A, lora_B, 6.0)[1:], shape="(out, in)")
+    answer.case("random factors")
+    for out, in_, rank, alpha in ((5, 3, 4, 3.0), (2, 7, 3, 16.0), (4, 4, 2, 1.0)):
+        a, b = randn(rank, in_), randn(out, rank)
+        expect(answer(a, b, alpha), _delta(a, b, alpha / rank), known(a, b, alpha))
+    answer.case("gradient")
+    a, b, cotangent = randn(2, 5), randn(3, 2), randn(3, 5)
+    found = answer.probe(probe.gradients, [a, b, 3.0], [0, 1], cotangent)
+    expect_gradient(found["gradients"][0], 1.5 * b.T @ cotangent, "lora_A")
+    expect_gradient(found["gradients"][1], 1.5 * cotangent @ a.T, "lora_B")
+    expect_dtype_and_device(answer, a, b, 3.0)
+
+
+lora_delta.refuses(
+    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
+    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
+    ("rsLoRA's scaling", "alpha / rank", "alpha / rank**0.5", "alpha / sqrt(rank)"),
+    ("rank read off B's rows", "lora_A.shape[0]", "lora_B.shape[0]", "divided by out"),
+    ("divided down", "alpha / rank", "alpha // rank", "// rounds down"),
+    ("upside down", "alpha / rank", "rank / alpha", "rank / alpha"),
+    ("transposed", "lora_B @ lora_A", "lora_A.T @ lora_B.T", "this is (in, out)"),
+    (
+        "reshape instead of transpose",
+        "lora_B @ lora_A",
+        "(lora_A.T @ lora_B.T).reshape(lora_B.shape[0], lora_A.shape[1])",
+        "reshape is no transpose",
+    ),
+    (
+        "the example by heart",
+        "return alpha / rank * (lora_B @ lora_A)",
+        "return torch.tensor([[3.0, 0, 6], [0, 3, 0], [3, 3, 6], [6, 0, 12]])",
+        "the answer to the example",
+    ),
+    ("everything detached", "lora_B @ lora_A", "lora_B @ lora_A.detach()", "lora_A: something"),
+    ("printed", "return alpha / rank * ", "print", "got None"),
+)
+
+
+@lesson.exercise(
+    "2.3",
+    title="The forward pass",
+    difficulty="medium",
+    minutes=10,
+    teaches="how the update acts beside the frozen weight, and that B A is never built",
+    hint="x has in features. Which factor takes them to rank, and which takes rank to out?",
+)
+def lora_forward(answer: Answer) -> None:
+    def parts(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """x W^T and (x A^T) B^T by sums over single entries, in float64."""
+        x, w, a, b = x.double(), w.double(), a.double(), b.double()
+        base = (x[..., None, :] * w).sum(-1)
+        return base, ((x[..., None, :] * a).sum(-1)[..., None, :] * b).sum(-1)
+
+    def check(x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
+        base, low = parts(x, w, a, b)
+        s = alpha / len(a)
+        expect(
+            answer(x, w, bias, a, b, alpha),
+            base + bias + s * low,
+            [
+                (base + bias + low, "the scaling is missing: s = alpha / rank"),
+                (base + bias + alpha * low, "scaled by alpha alone: s = alpha / rank"),
+                (base + s * low, "the bias is missing"),
+                (base + bias + s * (low + bias), "the bias is in it twice, once scaled"),
+                (base + s * (low + bias), "the bias is scaled: add it last, as it is"),
+                (s * low, "only the update is here: add it to x W^T + bias"),
+                (base + bias, "the update is missing"),
+            ],
+            shape="(..., out)",
+        )
+
+    answer.case("by hand")
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+    bias = torch.tensor([10.0, 20.0])
+    lora_A, lora_B = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0], [2.0]])
+    check(torch.tensor([[1.0, 2.0, 3.0]]), weight, bias, lora_A, lora_B, 4.0)
+    answer.case("random layers")
+    for out, in_, rank, alpha in ((5, 3, 2, 3.0), (2, 7, 3, 16.0), (4, 4, 2, 1.0)):
+        check(randn(6, in_), randn(out, in_), randn(out), randn(rank, in_), randn(out, rank), alpha)
+    answer.case("x of shape (batch, words, in)")
+    check(randn(2, 3, 5), randn(4, 5), randn(4), randn(2, 5), randn(4, 2), 5.0)
+    answer.case("gradient")
+    x, w, bias, a, b = randn(6, 5), randn(3, 5), randn(3), randn(2, 5), randn(3, 2)
+    cotangent = randn(6, 3)
+    found = answer.probe(probe.gradients, [x, w, bias, a, b, 3.0], [3, 4], cotangent)
+    expect_gradient(found["gradients"][0], 1.5 * b.T @ cotangent.T @ x, "lora_A")
+    expect_gradient(found["gradients"][1], 1.5 * cotangent.T @ (x @ a.T), "lora_B")
+    expect_dtype_and_device(answer, x, w, bias, a, b, 3.0)
+
+
+lora_forward.refuses(
+    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
+    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
+    ("bias forgotten", ", bias)", ")", "the bias is missing"),
+    ("bias scaled", "lora_B.T)", "lora_B.T + bias)", "the bias is in it twice"),
+    ("base forgotten", "F.linear(x, weight, bias) + ", "", "only the update is here"),
+    (
+        "update forgotten",
+        " + alpha / rank * (x @ lora_A.T @ lora_B.T)",
+        "",
+        "the update is missing",
+    ),
+    (
+        "factors in the wrong order",
+        "x @ lora_A.T @ lora_B.T",
+        "x @ lora_B @ lora_A",
+        "cannot be multiplied",
+    ),
+    (
+        "for one batch axis only",
+        "x @ lora_A.T @ lora_B.T",
+        "(lora_B @ (lora_A @ x.T)).T",
+        "x of shape (batch, words, in)",
+    ),
+    (
+        "x changed in place",
+        "    return F",
+        "    x *= 1.5\n    return F",
+        "it changes the caller's x",
+    ),
+    (
+        "update outside of the graph",
+        "(x @ lora_A.T @ lora_B.T)",
+        "(x @ lora_A.T @ lora_B.T).detach()",
+        "no gradient reaches lora_A",
+    ),
+)
+
+
+def _adapted_model() -> nn.Module:
+    """A small model of everything that a real one holds, with one adapted layer deep inside."""
+    adapted = nn.Module()
+    adapted.base = nn.Linear(6, 4)
+    adapted.lora_A = nn.Parameter(torch.randn(2, 6))
+    adapted.lora_B = nn.Parameter(torch.zeros(4, 2))
+    block = nn.Sequential(nn.LayerNorm(6), adapted, nn.ReLU(), nn.Linear(4, 4))
+    model = nn.Module()
+    model.embedding = nn.Embedding(9, 6)
+    model.blocks = nn.Sequential(block)
+    model.exploration = nn.Linear(4, 2)  # "lora" stands in this name too
+    model.temperature = nn.Parameter(torch.ones(1))
+    return model
+
+
+@lesson.exercise(
+    "2.4",
+    title="Freeze everything but the adapters",
+    difficulty="medium",
+    minutes=10,
+    teaches="what a loop over nn.Linear layers leaves trainable",
+    hint="named_parameters() lists all of them. What do the names of the adapters end with?",
+)
+def freeze_base(answer: Answer) -> None:
+    def frozen(model: nn.Module) -> tuple[probe.Module, dict[str, bool]]:
+        after = answer.probe(probe.in_place, model)
+        values = dict(model.named_parameters())
+        require(
+            after.parameters.keys() == values.keys(), "the model has other parameters afterwards"
+        )
+        for name, parameter in after.parameters.items():
+            require(torch.equal(parameter, values[name]), f"the values of {name} have changed")
+        state = {name: not value.requires_grad for name, value in after.parameters.items()}
+        return after, state
+
+    def adapters(names: Any) -> list[str]:
+        return [name for name in names if name.split(".")[-1] in ("lora_A", "lora_B")]
+
+    answer.case("a mixed model")
+    model = _adapted_model()
+    after, state = frozen(model)
+    require(any(state.values()), "nothing is frozen: it is the parameters that need it")
+    for name in adapters(state):
+        require(not state[name], f"{name} is frozen too: the adapters are what is trained")
+    if not state["exploration.weight"] and state["embedding.weight"]:
+        require(False, "exploration.weight still trains: its name holds the letters lora")
+    left = [name for name, is_frozen in state.items() if not is_frozen]
+    left = sorted(set(left) - set(adapters(state)))
+    linear = [name for name in left if after.modules[name.rpartition(".")[0]] == "Linear"]
+    reason = "" if linear else ": there are more than nn.Linear layers in a model"
+    require(not left, f"{left[0] if left else ''} still trains{reason}")
+
+    answer.case("a frozen model")
+    _, state = frozen(model.requires_grad_(False))
+    for name in adapters(state):
+        require(not state[name], f"{name} was frozen before and still is: set both ways")
+
+    answer.case("a single layer")
+    single: Any = _adapted_model().blocks[0][1]  # type: ignore[index]
+    _, state = frozen(single)
+    require(not state["lora_A"] and not state["lora_B"], "in a single layer lora_A is frozen too")
+    require(state["base.weight"] and state["base.bias"], "in a single layer base.weight trains")
+
+
+freeze_base.refuses(
+    (
+        "nn.Linear layers only, as in the source notebook",
+        (
+            "for name, parameter in model.named_parameters():\n"
+            '        parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))'
+        ),
+        (
+            "for child in model.modules():\n"
+            "        if isinstance(child, nn.Linear):\n"
+            "            child.requires_grad_(False)"
+        ),
+        "more than nn.Linear layers in a model",
+    ),
+    (
+        "everything frozen",
+        'name.split(".")[-1] in ("lora_A", "lora_B")',
+        "False",
+        "lora_A is frozen too",
+    ),
+    ("only one of the factors", '("lora_A", "lora_B")', '("lora_A",)', "lora_B is frozen too"),
+    (
+        "any name with lora in it",
+        'name.split(".")[-1] in ("lora_A", "lora_B")',
+        '"lora" in name',
+        "exploration.weight still trains: its name holds the letters",
+    ),
+    (
+        "an attribute of the module",
+        "parameter.requires_grad_(",
+        "model.requires_grad = (",
+        "nothing is frozen",
+    ),
+    (
+        "the top level only",
+        "model.named_parameters()",
+        "model.named_parameters(recurse=False)",
+        "blocks.0.0.bias still trains",
+    ),
+    (
+        "adapters not thawed",
+        'parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))',
+        (
+            'if name.split(".")[-1] not in ("lora_A", "lora_B"):\n'
+            "            parameter.requires_grad_(False)"
+        ),
+        "lora_A was frozen before and still is",
+    ),
+    (
+        "biases left out",
+        "        parameter.requires_grad_(",
+        (
+            '        if name.endswith("bias"):\n'
+            "            continue\n"
+            "        parameter.requires_grad_("
+        ),
+        "0.bias still trains",
+    ),
+)
+
+
+@lesson.exercise(
+    "2.5",
+    title="Merge the update into the weight",
+    difficulty="medium",
+    minutes=10,
+    teaches="that a merged layer is a plain nn.Linear, and how the base stays as it was",
+    hint="What must be copied so that the layer you were given keeps its weight and its bias?",
+)
+def merge_lora(answer: Answer) -> None:
+    def check(base: nn.Linear, a: Tensor, b: Tensor, alpha: float) -> None:
+        merged = expect_module(answer(base, a, b, alpha), "Linear")
+        weight = base.weight.detach().double()
+        s = alpha / len(a)
+        delta = _delta(a, b, s)
+        expect(
+            merged.parameters.get("weight"),
+            weight + delta,
+            [
+                (weight + _delta(a, b, 1.0), "the scaling is missing: s = alpha / rank"),
+                (weight + _delta(a, b, alpha), "scaled by alpha alone: s = alpha / rank"),
+                (delta, "only the update is here: W' = W + s B A"),
+                (weight - delta, "the update is subtracted: W' = W + s B A"),
+                (weight, "the update is missing: W' = W + s B A"),
+                (weight + delta.T.reshape(weight.shape), "reshape is no transpose: B A is enough"),
+            ],
+            "weight",
+        )
+        bias = merged.parameters.get("bias")
+        if base.bias is None:
+            require(bias is None, "the base has no bias and the merged layer has one")
+        else:
+            require(bias is not None, "the bias is lost")
+            require(torch.equal(bias, base.bias), "the bias is not the base's")  # type: ignore[arg-type]
+
+    answer.case("by hand")
+    base = nn.Linear(2, 3)
+    with torch.no_grad():
+        base.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    check(base, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0], [0.0], [2.0]]), 2.0)
+    answer.case("random layers")
+    for out, in_, rank, alpha in ((5, 3, 2, 3.0), (2, 7, 4, 6.0), (4, 4, 2, 1.0)):
+        check(nn.Linear(in_, out), randn(rank, in_), randn(out, rank), alpha)
+    answer.case("no bias")
+    check(nn.Linear(3, 5, bias=False), randn(2, 3), randn(5, 2), 3.0)
+    expect_dtype_and_device(answer, nn.Linear(3, 5), randn(2, 3), randn(5, 2), 3.0)
+
+
+merge_lora.refuses(
+    ("into the caller's layer", "copy.deepcopy(base)", "base", "it changes the caller's base"),
+    (
+        "a copy that is too shallow",
+        "copy.deepcopy(base)",
+        "copy.copy(base)",
+        "it changes the caller's base",
+    ),
+    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
+    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
+    ("the update alone", "merged.weight += ", "merged.weight[:] = ", "only the update"),
+    ("subtracted", "merged.weight += ", "merged.weight -= ", "subtracted"),
+    (
+        "a new layer with a bias of its own",
+        "merged = copy.deepcopy(base)",
+        (
+            "merged = nn.Linear(base.in_features, base.out_features)\n"
+            "    merged.weight.data.copy_(base.weight)"
+        ),
+        "the bias is not the base's",
+    ),
+    (
+        "bias lost",
+        "    return merged",
+        "    merged.bias = None\n    return merged",
+        "the bias is lost",
+    ),
+    ("weight returned", "return merged", "return merged.weight", "expected an nn."),
+    (
+        "reshape instead of transpose",
+        "lora_B @ lora_A",
+        "(lora_A.T @ lora_B.T).reshape(base.weight.shape)",
+        "reshape is no transpose",
+    ),
+    (
+        "float32 for every base",
+        "copy.deepcopy(base)",
+        "copy.deepcopy(base).float()",
+        "float32 result for float64",
+    ),
+)
+
+
+@lesson.exercise(
+    "2.6",
+    answer="LoRALinear",
+    title="The layer",
+    difficulty="hard",
+    minutes=20,
+    teaches="how the pieces make one module that an optimizer can train",
+    hint="Which of its tensors does the optimizer train, and where must they be when it asks?",
+)
+def lora_linear(answer: Answer) -> None:
+    answer.case("parameters")
+    module, base = build_layer(answer, nn.Linear(5, 3), 2, 3.0)
+    check_adapter(module, base, rank=2, scaling=1.5)
+    answer.case("start")
+    wide, _ = build_layer(answer, nn.Linear(256, 8), 32, 32.0)
+    check_start(wide, 256)
+
+    answer.case("forward")
+    for shape in ((6, 5), (2, 4, 5)):
+        linear, a, b, x = nn.Linear(5, 3), randn(2, 5), randn(3, 2), randn(*shape)
+        cotangent = randn(*shape[:-1], 3)
+        found = answer.probe(
+            probe.layer, [linear, 2, 3.0], {"lora_A": a, "lora_B": b}, x, cotangent
+        )
+        weight, bias = linear.weight.detach().double(), linear.bias.detach()
+        y, low = x.double() @ weight.T, x.double() @ _delta(a, b, 1.0).T
+        expect(
+            found["value"],
+            y + bias + 1.5 * low,
+            [
+                (y + bias + low, "the scaling is missing in forward"),
+                (y + 1.5 * low, "the bias is missing"),
+                (y + bias, "the update is missing"),
+                (1.5 * low, "only the update is here: add it to what base answers"),
+            ],
+            shape="(..., out)",
+        )
+    answer.case("gradient")
+    flat_x, flat_g = x.reshape(-1, 5), cotangent.reshape(-1, 3)
+    expect_gradient(found["gradients"]["lora_A"], 1.5 * b.T @ flat_g.T @ flat_x, "lora_A")
+    expect_gradient(found["gradients"]["lora_B"], 1.5 * flat_g.T @ flat_x @ a.T, "lora_B")
+    require(found["gradients"]["base.weight"] is None, "the frozen base gets a gradient")
+    check_follows_base(answer)
+
+
+lora_linear.refuses(
+    ("base not frozen", "base.requires_grad_(False)", "base", "base.weight is not frozen"),
+    (
+        "A a plain tensor",
+        "self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))",
+        "self.lora_A = base.weight.new_empty(rank, base.in_features)",
+        "lora_A is a plain tensor",
+    ),
+    ("scaling kept as alpha", "alpha / rank", "alpha", "expected scaling 1.5"),
+    ("scaling not used", "self.scaling * (", "(", "the scaling is missing in forward"),
+    ("base not called", "self.base(x)", "x @ self.base.weight.T", "the bias is missing"),
+    (
+        "update forgotten",
+        " + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
+        "",
+        "the update is missing",
+    ),
+    (
+        "B not zero",
+        "new_zeros(base.out_features, rank)",
+        "new_ones(base.out_features, rank)",
+        "lora_B is not zero at the start",
+    ),
+    (
+        "standard normal A",
+        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
+        "nn.init.normal_(self.lora_A)",
+        "lora_A is too large",
+    ),
+    (
+        "on the CPU, whatever the base is on",
+        "base.weight.new_empty(rank, base.in_features)",
+        "torch.empty(rank, base.in_features, dtype=base.weight.dtype)",
+        "lora_A is on cpu",
+    ),
+    (
+        "float32, whatever the base is in",
+        "base.weight.new_empty(rank, base.in_features)",
+        "torch.empty(rank, base.in_features, device=base.weight.device)",
+        "lora_A is float32",
+    ),
+    (
+        "update outside of the graph",
+        "self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
+        "self.scaling * (x @ self.lora_A.T @ self.lora_B.T).detach()",
+        "no gradient reaches lora_A",
+    ),
+)
+
+
+# ---- What LoRA's and DoRA's layer have in common ----
+
+
+def build_layer(
+    answer: Answer, base: nn.Linear, rank: int, alpha: float
+) -> tuple[probe.Module, probe.Module]:
+    found = answer.probe(probe.build, base, rank, alpha)
+    return expect_module(found["made"], "Module"), found["given"][0]
+
+
+def check_adapter(module: probe.Module, base: probe.Module, rank: int, scaling: float) -> None:
+    """Names, shapes and flags of a layer around nn.Linear(5, 3)."""
+    expect_parameter(module, "lora_A", (rank, 5))
+    expect_parameter(module, "lora_B", (3, rank))
+    require("base" in module.modules, "it keeps the given layer as self.base")
+    for name in ("weight", "bias"):
+        require(
+            not base.parameters[name].requires_grad,
+            f"base.{name} is not frozen: the optimizer would train it",
+        )
+    got = module.numbers.get("scaling")
+    require(got is not None, "it has no number called scaling")
+    require(got == scaling, f"expected scaling {scaling:g} for alpha 3, rank 2, got {got:g}")
+
+
+def check_start(module: probe.Module, in_features: int) -> None:
+    """lora_A on +-1/sqrt(in), lora_B zero."""
+    lora_A, lora_B = module.parameters["lora_A"], module.parameters["lora_B"]
+    require(not lora_B.any(), "lora_B is not zero at the start: the layer differs from its base")
+    largest, bound = float(lora_A.abs().max()), 1 / math.sqrt(in_features)
+    require(largest > 0, "lora_A is zero: then lora_B never gets a gradient")
+    require(
+        largest <= 1.001 * bound,
+        f"lora_A is too large: expected +-1/sqrt(in) = +-{bound:.4f}, got up to {largest:.4f}",
+    )
+    require(largest > 0.95 * bound, f"lora_A is too small: up to {largest:.4f}, not {bound:.4f}")
+
+
+def check_follows_base(answer: Answer) -> None:
+    """The new parameters have the dtype and the device of the base."""
+    answer.case("dtype and device of the base")
+    module, _ = build_layer(answer, nn.Linear(5, 3).double(), 2, 3.0)
+    for name, parameter in module.parameters.items():
+        require(
+            parameter.dtype == torch.float64,
+            f"{name} is {str(parameter.dtype).removeprefix('torch.')} over a float64 base",
+        )
+    try:  # no values there, so a layer that looks at them is not judged by it
+        module, _ = build_layer(answer, nn.Linear(5, 3, device="meta"), 2, 3.0)
+    except Refused as refused:
+        if "expected device" in refused.message:
+            raise
+        return
+    for name, parameter in module.parameters.items():
+        require(
+            parameter.is_meta,
+            f"{name} is on {parameter.device.type}, the base is not: use its device",
+        )
