@@ -9,11 +9,19 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
+from matplotlib.ticker import FixedLocator
 from torch import Tensor
+
+from minidora.adapt import adapt
+from minidora.memory import QUANTIZATIONS, TrainingMemory, gb, gib, llama, training_memory
 
 COLORS = {
     "full": "#000000",
@@ -53,6 +61,559 @@ def show(figure: Figure) -> None:
     figure.savefig(buffer, format="png")
     png = base64.b64encode(buffer.getvalue()).decode()
     display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+# ---- Lesson 1: what training costs in memory ----
+
+MEMORY_PARTS = {
+    "weights": ("weights", COLORS["base"]),
+    "gradients": ("gradients", "#56B4E9"),
+    "optimizer_state": ("optimizer state", "#009E73"),
+    "step_temporaries": ("only inside step()", "#CC79A7"),
+}
+"""Field of TrainingMemory: (name, colour). The last is drawn hatched: it comes and goes."""
+
+GPU_CARDS = (12, 16, 24, 40, 48, 80, 141)
+"""Sizes graphics cards are sold as, in GB; 141 is an H200, 80 an A100 or H100, 24 an RTX 4090."""
+
+PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+"""The layers that the DoRA paper adapts in LLaMA (Table 8)."""
+
+
+def smallest_card(count: int) -> int | None:
+    """The smallest of GPU_CARDS with room for so many bytes, or None. A card is 1e9 bytes a GB."""
+    return next((card for card in GPU_CARDS if count <= card * 1e9), None)
+
+
+def memory_bars(rows: Mapping[str, TrainingMemory], subject: str) -> Figure:
+    """What each way to train needs, as stacked bars in GB, the peak inside step() hatched."""
+    figure = new_figure(8.2, 1.3 + 0.46 * len(rows))
+    axes = figure.subplots()
+    widest = max(memory.peak for memory in rows.values())
+    for row, memory in enumerate(rows.values()):
+        left = 0
+        for part in MEMORY_PARTS:
+            size = getattr(memory, part)
+            _memory_bar(axes, row, left, size, part)
+            left += size
+        text = f" {gb(memory.total):.1f} GB"
+        if memory.step_temporaries:
+            text += f", {gb(memory.peak):.1f} in step()"
+        axes.text(gb(memory.peak), row, text, va="center", fontsize=8.5)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * gb(widest))
+    axes.set_xlabel("GB (1e9 bytes), without activations")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _memory_legend(axes)
+    totals = {name: memory.total for name, memory in rows.items()}
+    most, least = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
+    axes.set_title(
+        f"{subject}: {gb(totals[most]):.1f} GB with {most},\n"
+        f"{gb(totals[least]):.1f} GB with {least}",
+        fontsize=11,
+    )
+    parts = [
+        f"{name} {gb(m.total):.1f} GB (weights {gb(m.weights):.1f}, gradients "
+        f"{gb(m.gradients):.1f}, optimizer state {gb(m.optimizer_state):.1f}; inside step() "
+        f"{gb(m.step_temporaries):.1f} more)"
+        for name, m in rows.items()
+    ]
+    figure.set_label(f"Stacked bars of the memory of {subject}: {'; '.join(parts)}.")
+    return figure
+
+
+def _memory_bar(axes: Axes, row: int, left: int, size: int, part: str) -> None:
+    """One part of a stacked bar, from left on; left and size in bytes."""
+    color = MEMORY_PARTS[part][1]
+    passing = part == "step_temporaries"
+    axes.barh(
+        row,
+        gb(size),
+        left=gb(left),
+        height=0.62,
+        facecolor="none" if passing else color,
+        edgecolor=color,
+        hatch="////" if passing else None,
+    )
+
+
+def _memory_legend(axes: Axes) -> None:
+    handles = [
+        Patch(fc="none" if part == "step_temporaries" else color, ec=color, label=name)
+        for part, (name, color) in MEMORY_PARTS.items()
+    ]
+    handles[-1].set_hatch("////")
+    axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower right")
+
+
+def step_timeline(histories: Mapping[str, Sequence[int]], parameters: int) -> Figure:
+    """Bytes that are alive only inside step(), operation by operation.
+
+    Args:
+        histories: LiveBytes.history of one step, by implementation.
+        parameters: bytes of what is trained, the unit of the vertical axis.
+    """
+    figure = new_figure(8.2, 3.5)
+    axes = figure.subplots()
+    styles = zip(ALTERNATIVES[1:], ("-", "--", ":"), strict=True)
+    for (name, history), (color, style) in zip(histories.items(), styles, strict=False):
+        copies = [size / parameters for size in [0, *history, 0]]
+        progress = [100 * i / (len(copies) - 1) for i in range(len(copies))]
+        label = f"{name}: {len(history)} operations, at most {max(copies):.2f}"
+        axes.plot(progress, copies, style, color=color, drawstyle="steps-post", lw=2, label=label)
+    axes.axhline(1, color=COLORS["base"], lw=1, zorder=0)
+    axes.set(xlabel="progress of step() (% of its operations)", ylabel="copies of the parameters")
+    axes.set_ylim(bottom=-0.04)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    peaks = {name: max(history, default=0) / parameters for name, history in histories.items()}
+    most, least = max(peaks, key=peaks.__getitem__), min(peaks, key=peaks.__getitem__)
+    axes.set_title(
+        f"Inside one step of Adam, {most} needs {peaks[most]:.2f} more copies of the parameters, "
+        f"{least} {peaks[least]:.2f}",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Memory that exists only inside step(), in copies of the trained parameters, for each way "
+        f"to run it: {', '.join(f'{name} at most {peak:.2f}' for name, peak in peaks.items())}."
+    )
+    return figure
+
+
+def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
+    """A table: which card has room for which model (row) trained in which way (column).
+
+    Args:
+        needs: {model: {way: bytes}}, the same ways for every model.
+    """
+    models, ways = list(needs), list(next(iter(needs.values())))
+    cards = {(m, w): smallest_card(needs[m][w]) for m in models for w in ways}
+    figure = new_figure(1.6 + 1.32 * len(ways), 1.5 + 0.58 * len(models))
+    axes = figure.subplots()
+    shades = colormaps["Blues"]
+    for row, model in enumerate(models):
+        for column, way in enumerate(ways):
+            card = cards[model, way]
+            level = GPU_CARDS.index(card) / len(GPU_CARDS) if card else 1.0
+            face = shades(0.08 + 0.65 * level) if card else "#444444"
+            axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", lw=2))
+            ink = "black" if level < 0.7 else "white"
+            room = f"{card} GB card" if card else "no single card"
+            text = f"{gb(needs[model][way]):.1f} GB\n{room}"
+            middle = (column + 0.5, row + 0.5)
+            axes.text(*middle, text, ha="center", va="center", fontsize=8.5, color=ink)
+    axes.set(xlim=(0, len(ways)), ylim=(len(models), 0))
+    axes.set_xticks([column + 0.5 for column in range(len(ways))], ways, fontsize=8.5)
+    axes.set_yticks([row + 0.5 for row in range(len(models))], models, fontsize=9)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    first, last = cards[models[0], ways[0]], cards[models[0], ways[-1]]
+    axes.set_title(
+        f"{models[0]}: {_card(first)} has room for {_one_line(ways[0])}, "
+        f"{_card(last)} for {_one_line(ways[-1])}",
+        fontsize=11,
+    )
+    axes.set_xlabel("peak inside step(), without activations and the allocator's overhead")
+    cells = [
+        f"{m}, {_one_line(w)}: {gb(needs[m][w]):.1f} GB, {_card(cards[m, w])}"
+        for m in models
+        for w in ways
+    ]
+    figure.set_label(f"Table of the smallest card with room. {'; '.join(cells)}.")
+    return figure
+
+
+def _card(card: int | None) -> str:
+    return f"a {card} GB card" if card else "no single card"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def memory_explorer(
+    name: str = "LLaMA-7B",
+    method: str = "dora",
+    rank: int = 32,
+    precision: str = "bfloat16",
+    optimizer: str = "adamw",
+    implementation: str = "foreach",
+) -> Figure:
+    """What training one LLaMA in one way needs, part by part, beside the cards that have room.
+
+    Args:
+        name: a key of memory.LLAMAS.
+        method: "full", or "lora" or "dora" of this rank on PAPER_TARGETS.
+        precision: of the weights: "float32", "bfloat16", "bfloat16 + masters" (float32 masters of
+            what is trained), or a frozen base in one of memory.QUANTIZATIONS.
+        optimizer, implementation: as in memory.training_memory.
+
+    Raises:
+        ValueError: an unknown name, or full fine-tuning of a quantized base.
+    """
+    model = llama(name, torch.float32 if precision == "float32" else torch.bfloat16)
+    if method != "full":
+        adapt(model, method, rank=rank, target_modules=PAPER_TARGETS)
+    memory = training_memory(
+        model,
+        optimizer,
+        implementation=implementation,
+        master_weights=precision == "bfloat16 + masters",
+        quantize=precision if precision in QUANTIZATIONS else None,
+    )
+    figure = new_figure(8.2, 3.6)
+    axes = figure.subplots()
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    left = 0
+    for row, (part, (label, _)) in enumerate(MEMORY_PARTS.items()):
+        size = getattr(memory, part)
+        _memory_bar(axes, row, 0, size, part)
+        _memory_bar(axes, len(MEMORY_PARTS), left, size, part)
+        words = f" {label}: {_size(size)}"
+        axes.text(gb(size), row, words, va="center", fontsize=9, bbox=plain)
+        left += size
+    text = f" together: {_size(memory.peak)}"
+    place = (gb(memory.peak), len(MEMORY_PARTS))
+    axes.text(*place, text, va="center", fontsize=9, weight="bold", bbox=plain)
+    card = smallest_card(memory.peak)
+    limit = max(1.5 * gb(memory.peak), 1.08 * (card or 0))
+    right = math.inf
+    for size in reversed(GPU_CARDS):
+        if size <= limit and right - size > 0.04 * limit:  # else the numbers would overlap
+            right = size
+            axes.axvline(size, color="black", lw=0.8, ls=":", zorder=0)
+            axes.text(size, -0.6, f"{size}", ha="center", va="bottom", fontsize=8)
+    axes.set(xlim=(0, limit), ylim=(len(MEMORY_PARTS) + 0.5, -1), yticks=[])
+    axes.set_xlabel("GB (1e9 bytes), without activations; dotted: sizes of graphics cards")
+    axes.spines[["top", "right"]].set_visible(False)
+    if card:
+        verdict = f"fits a {card} GB card"
+    else:
+        verdict = f"needs {math.ceil(gb(memory.peak) / GPU_CARDS[-1])} cards of {GPU_CARDS[-1]} GB"
+    who = NAMES[method] if method == "full" else f"{NAMES[method]} of rank {rank}"
+    axes.set_title(
+        f"{name}, {who}, {precision}, {optimizer} ({implementation}): {verdict}", fontsize=10.5
+    )
+    parts = [f"{label} {_size(getattr(memory, part))}" for part, (label, _) in MEMORY_PARTS.items()]
+    figure.set_label(
+        f"Memory of {name}, {who}, {precision}, {optimizer}, {implementation}: {', '.join(parts)}; "
+        f"together {_size(memory.peak)}, which {verdict}."
+    )
+    return figure
+
+
+def _size(count: int) -> str:
+    return f"{gb(count):.2f} GB = {gib(count):.2f} GiB"
+
+
+# ---- Lesson 2: a low-rank update ----
+
+ALTERNATIVES = ("#000000", "#009E73", "#CC79A7", "#56B4E9")
+"""Okabe and Ito's black, green, purple and sky blue, each with its own marker in MARKERS."""
+
+MARKERS = "osD^"
+
+
+def low_rank_sum(in_features: int, out_features: int, rank: int) -> Figure:
+    """W + s B A as rectangles, drawn to scale, with the number of entries of each."""
+    dense, low = out_features * in_features, rank * (in_features + out_features)
+    gap = 0.2 * in_features
+    figure = new_figure(8.4, 3.4)
+    axes = figure.subplots()
+    left = 0.0
+    for name, rows, columns, sign in [
+        ("W", out_features, in_features, "+  s ·"),
+        ("B", out_features, rank, "·"),
+        ("A", rank, in_features, ""),
+    ]:
+        color = COLORS["base" if name == "W" else "lora"]
+        corner = (left, (out_features - rows) / 2)
+        axes.add_patch(Rectangle(corner, columns, rows, facecolor=color, alpha=0.55))
+        axes.add_patch(Rectangle(corner, columns, rows, fill=False, edgecolor=color))
+        kind = "frozen" if name == "W" else "trained"
+        text = f"{name}, {kind}\n({rows}, {columns})\n{rows * columns:,} numbers"
+        axes.text(left + columns / 2, -0.06 * out_features, text, ha="center", va="top", fontsize=9)
+        left += columns + gap
+        axes.text(left - gap / 2, out_features / 2, sign, ha="center", va="center", fontsize=14)
+    axes.set(xlim=(-gap, left), ylim=(-0.36 * out_features, 1.03 * out_features))
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.set_title(
+        f"W' = W + s B A: {low:,} trained numbers beside {dense:,} frozen ones "
+        f"({100 * low / dense:.3g} %)",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"Rectangles drawn to scale: the frozen W, {out_features} by {in_features}, plus s times "
+        f"B, {out_features} by {rank}, times A, {rank} by {in_features}. B and A together have "
+        f"{low:,} numbers, W has {dense:,}."
+    )
+    return figure
+
+
+def gradient_norms(norms_a: Sequence[float], norms_b: Sequence[float]) -> Figure:
+    """Norm of the gradient of A and of B before each step, from the start on."""
+    figure = new_figure(7.0, 3.4)
+    axes = figure.subplots()
+    for name, norms, color, marker in [
+        ("B", norms_b, COLORS["lora"], "o"),
+        ("A", norms_a, COLORS["dora_half"], "s"),
+    ]:
+        axes.plot(norms, marker + "-", color=color, markersize=4, label=f"of {name}")
+    axes.set(xlabel="steps taken", ylabel="norm of the gradient")
+    axes.set_xticks(range(0, len(norms_a), max(1, len(norms_a) // 10)))
+    axes.set_ylim(bottom=-0.04 * max(*norms_a, *norms_b))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    if norms_a[0] == 0.0 < norms_b[0]:
+        title = "At the start only B has a gradient; A gets one as soon as B has moved"
+    else:
+        title = f"At the start: norm {norms_a[0]:.3g} for A, {norms_b[0]:.3g} for B"
+    axes.set_title(title, fontsize=11)
+    figure.set_label(
+        f"Norms of the gradients over {len(norms_a)} steps. At the start A's is {norms_a[0]:.3g} "
+        f"and B's is {norms_b[0]:.3g}; at the end A's is {norms_a[-1]:.3g} and B's "
+        f"{norms_b[-1]:.3g}."
+    )
+    return figure
+
+
+def update_spectra(full: Tensor, lora: Tensor) -> Figure:
+    """The update of one weight by full fine-tuning and by LoRA: entries and singular values.
+
+    Args:
+        full, lora: W' - W, (out, in), of the same layer.
+    """
+    updates = {"full": full.detach().cpu().double(), "lora": lora.detach().cpu().double()}
+    spectra = {name: torch.linalg.svdvals(update) for name, update in updates.items()}
+    ranks = {name: int((s > 1e-6 * s[0]).sum()) for name, s in spectra.items()}
+    rank = ranks["lora"]
+    share = float(spectra["full"][:rank].square().sum() / spectra["full"].square().sum())
+
+    figure = new_figure(8.6, 3.9)
+    *heats, axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.9))
+    for heat, (name, update) in zip(heats, updates.items(), strict=True):
+        limit = float(update.abs().quantile(0.99))
+        heat.imshow(update, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+        heat.set_title(f"{NAMES[name]}\n(colours to ±{limit:.2g})", fontsize=9.5)
+        heat.set(xlabel="input", xticks=[], yticks=[])
+        axes.semilogy(
+            range(1, ranks[name] + 1),
+            spectra[name][: ranks[name]],
+            "os"[name == "lora"],
+            markersize=4,
+            color=COLORS[name],
+            label=f"{NAMES[name]}: rank {ranks[name]}",
+        )
+    heats[0].set_ylabel("output")
+    axes.set(xlabel="number of the singular value", ylabel="singular value of the update")
+    axes.set_xlim(0, len(spectra["full"]) + 1)
+    axes.legend(frameon=False, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"LoRA's update has rank {rank}; the {rank} largest directions of the full update hold "
+        f"{100 * share:.0f} % of it",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Heat maps of the update of one weight by full fine-tuning and by LoRA, and their singular "
+        f"values. LoRA's has {rank} above zero, the full one {ranks['full']}, of which the "
+        f"{rank} largest hold {100 * share:.0f} percent of the squared size."
+    )
+    return figure
+
+
+def scaling_rules(
+    ranks: Sequence[int], progress: Mapping[str, Mapping[str, Sequence[float]]], reference: int
+) -> Figure:
+    """How far the first step lowers the loss at each rank, for several rules of scaling.
+
+    Args:
+        ranks: the ranks, among them the reference.
+        progress: optimizer -> rule -> decrease of the loss at each rank, 1 at the reference.
+        reference: the rank at which every rule has the same scaling.
+    """
+    figure = new_figure(8.6, 3.7)
+    panels = figure.subplots(1, len(progress), sharey=True, squeeze=False)[0]
+    flattest = {}
+    for axes, (optimizer, rules) in zip(panels, progress.items(), strict=True):
+        for (rule, values), color, marker in zip(
+            rules.items(), ALTERNATIVES[1:], MARKERS, strict=False
+        ):
+            axes.loglog(ranks, values, marker + "-", color=color, markersize=5, label=rule)
+        flattest[optimizer] = min(rules, key=lambda rule: max(rules[rule]) / min(rules[rule]))
+        axes.axhline(1, color="#dddddd", linewidth=0.8, zorder=0)
+        axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.minorticks_off()
+        axes.set_xlabel("rank")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title(optimizer, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"loss removed by the first step\n(1 = at rank {reference})")
+    panels[0].legend(frameon=False, fontsize=9)
+    findings = ", ".join(f"with {rule} under {name}" for name, rule in flattest.items())
+    figure.suptitle(f"The first step depends least on the rank {findings}", fontsize=11)
+    figure.set_label(
+        f"Loss removed by the first step against the rank, relative to rank {reference}. "
+        + " ".join(
+            f"{optimizer}: "
+            + ", ".join(f"{values[-1]:.2g} at rank {ranks[-1]} with {rule}" for rule, values in r)
+            + "."
+            for optimizer, r in ((name, rules.items()) for name, rules in progress.items())
+        )
+    )
+    return figure
+
+
+def initial_scale(
+    widths: Sequence[int],
+    first_step: Mapping[str, Sequence[float]],
+    learning_rates: Sequence[float],
+    losses: Mapping[str, Tensor],
+) -> Figure:
+    """What the size of the random factor at the start does: to the first step, and to training.
+
+    Args:
+        widths: numbers of inputs.
+        first_step: initialisation -> size of the update after one Adam step, in percent of W.
+        learning_rates: of the training runs.
+        losses: initialisation -> (seeds, learning rates), loss on new images after training.
+    """
+    figure = new_figure(8.8, 3.9)
+    left, right = figure.subplots(1, 2)
+    styles = dict(zip(losses, zip(ALTERNATIVES, MARKERS, strict=True), strict=False))
+    best = {}
+    for name, values in losses.items():
+        color, marker = styles[name]
+        mean = values.double().mean(dim=0)
+        error = values.double().std(dim=0) / math.sqrt(len(values))
+        best[name] = learning_rates[int(mean.argmin())]
+        right.errorbar(
+            learning_rates, mean, error, fmt=marker + "-", color=color, markersize=5, capsize=2
+        )
+        if name in first_step:
+            left.loglog(widths, first_step[name], marker + "-", color=color, markersize=5)
+    left.set_xticks(widths, [str(width) for width in widths])
+    left.minorticks_off()
+    left.yaxis.set_major_formatter("{x:g}")
+    left.set(xlabel="inputs of the layer", ylabel="update after one step (% of W)")
+    left.set_title("first step of Adam, same learning rate", fontsize=10)
+    right.set(xscale="log", yscale="log", xlabel="learning rate")
+    right.set_ylabel("loss on new images (nats)")
+    right.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
+    everything = torch.cat([values.double().mean(dim=0) for values in losses.values()])
+    right.set_ylim(0.75 * float(everything.min()), 1.3 * float(everything.max()))
+    right.minorticks_off()
+    right.set_title(
+        f"short training: mean ± standard error, {len(next(iter(losses.values())))} seeds",
+        fontsize=10,
+    )
+    handles = [Line2D([], [], color=c, marker=m, markersize=5) for c, m in styles.values()]
+    figure.legend(handles, list(styles), loc="outside lower center", ncols=4, frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    small, large = (f(first_step, key=lambda name: first_step[name][-1]) for f in (min, max))
+    if best[large] < best[small]:
+        finding = (
+            "A larger random factor acts like a larger learning rate: "
+            f"best at {best[small]:g} for {small}, at {best[large]:g} for {large}"
+        )
+    else:
+        finding = (
+            "A larger random factor makes a larger first step; "
+            f"best learning rate {best[small]:g} for {small}, {best[large]:g} for {large}"
+        )
+    figure.suptitle(finding, fontsize=11)
+    figure.set_label(
+        "Left: size of the update after one Adam step against the number of inputs: "
+        + ", ".join(
+            f"{values[0]:.2g} to {values[-1]:.2g} percent with {name}"
+            for name, values in first_step.items()
+        )
+        + ". Right: loss after a short training against the learning rate; the best learning "
+        + "rate is "
+        + ", ".join(f"{rate:g} with {name}" for name, rate in best.items())
+        + "."
+    )
+    return figure
+
+
+def trained_share(shapes: Sequence[tuple[int, int]], rank: int) -> Figure:
+    """LoRA's parameters in percent of the layer's weights, against the rank.
+
+    Args:
+        shapes: (in_features, out_features) of each layer, at most four.
+        rank: the rank to mark.
+    """
+    figure = new_figure(7.4, 3.9)
+    axes = figure.subplots()
+    shares = {}
+    top = max(rank, *(min(shape) for shape in shapes))
+    ranks = [2**k for k in range(math.ceil(math.log2(top)) + 1)]
+    for (inputs, outputs), color, marker in zip(shapes, ALTERNATIVES, MARKERS, strict=False):
+        name = f"{inputs} → {outputs}"
+        percent = 100 * (inputs + outputs) / (inputs * outputs)  # of each rank
+        shares[name] = percent * rank
+        axes.plot(ranks, [percent * r for r in ranks], color=color, linewidth=1.6)
+        axes.plot(100 / percent, 100, marker, color=color, markersize=7, clip_on=False)
+        label = f"{name}: {100 / percent:,.1f}"
+        axes.plot([], [], marker + "-", color=color, label=label)
+    axes.axhline(100, color="#555555", linewidth=1, linestyle="--")
+    axes.axvline(rank, color=COLORS["lora"], linewidth=1, linestyle=":")
+    axes.set(xscale="log", yscale="log", xlabel="rank (dotted: the one in the title)")
+    axes.set_ylabel("trained, in % of the layer's weights")
+    axes.set_xticks(ranks, [str(r) if k % 2 == 0 else "" for k, r in enumerate(ranks)])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(
+        title="in → out: break-even rank",
+        frameon=False,
+        fontsize=9,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    said = [f"{share:.3g} % of a layer {name}" for name, share in shares.items()]
+    ends = said if len(said) == 1 else [said[0], said[-1]]
+    axes.set_title(f"Rank {rank} trains {' but '.join(ends)}", fontsize=11)
+    figure.set_label(
+        f"Trained share of a layer against the rank, straight lines through 100 percent at the "
+        f"break-even rank. At rank {rank}: {', '.join(said)}."
+    )
+    return figure
+
+
+def merge_rounding(sizes: Sequence[float], lost: Mapping[str, Sequence[float]]) -> Figure:
+    """How much of an update is lost when W + s B A is rounded to the dtype of W.
+
+    Args:
+        sizes: ||s B A|| in percent of ||W||.
+        lost: dtype -> ||rounded W' - (W + s B A)|| in percent of ||s B A||, for each size.
+    """
+    figure = new_figure(7.4, 3.8)
+    axes = figure.subplots()
+    for (dtype, values), color, marker in zip(lost.items(), ALTERNATIVES, MARKERS, strict=False):
+        axes.loglog(sizes, values, marker + "-", color=color, markersize=5, label=dtype)
+    axes.axhline(100, color="#dddddd", linewidth=0.8, zorder=0)
+    axes.set(xlabel="size of the update (% of ‖W‖)", ylabel="part of the update lost (%)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    one = min(range(len(sizes)), key=lambda k: abs(math.log(sizes[k])))
+    found = ", ".join(f"{values[one]:.2g} % in {dtype}" for dtype, values in lost.items())
+    worst = max(lost, key=lambda dtype: lost[dtype][one])
+    axes.set_title(
+        f"Merged in {worst}, an update of {sizes[one]:.2g} % of W loses {lost[worst][one]:.2g} %",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"Part of the update lost by rounding, against the size of the update. At "
+        f"{sizes[one]:.2g} percent of W: {found}. Smaller updates lose more."
+    )
+    return figure
 
 
 # ---- Lesson 3: magnitude times direction ----
@@ -508,5 +1069,106 @@ def magnitude_share(ranks: Sequence[int], of_lora: Sequence[float], of_model: fl
             for rank, share in zip(ranks, of_lora, strict=True)
         )
         + "."
+    )
+    return figure
+
+
+# ---- Checks: an answer beside its target ----
+
+
+def yours_beside_target(yours: Tensor, target: Tensor) -> Figure:
+    """Two matrices of one or of different shapes in the same colours, and where they differ.
+
+    Args:
+        yours, target: two-dimensional, on the CPU; NaN stays white.
+    """
+    panels = {"yours": yours.double(), "target": target.double()}
+    finite = [value[value.isfinite()].abs().max().item() for value in panels.values()]
+    limit = max(*finite, 1e-30)
+    figure = new_figure(7.0, 2.6)
+    same_shape = yours.shape == target.shape
+    all_axes = figure.subplots(1, 3 if same_shape else 2, squeeze=False)[0]
+    if same_shape:
+        panels["yours - target"] = panels["yours"] - panels["target"]
+    for axes, (name, value) in zip(all_axes, panels.items(), strict=True):
+        image = axes.imshow(value.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set(title=f"{name}, {tuple(value.shape)}", xlabel="column", ylabel="row")
+        axes.set_xticks(range(value.shape[1]))
+        axes.set_yticks(range(value.shape[0]))
+        if value.numel() <= 30:
+            for row in range(value.shape[0]):
+                for column in range(value.shape[1]):
+                    entry = value[row, column].item()
+                    dark = abs(entry) > 0.6 * limit
+                    axes.text(
+                        column, row, f"{entry:.2g}", ha="center", va="center", fontsize=8,
+                        color="white" if dark else "black",
+                    )  # fmt: skip
+    figure.colorbar(image, ax=list(all_axes), shrink=0.8, label="entry")
+    if same_shape:
+        off = (yours.double() - target.double()).abs() > 1e-5 * limit
+        finding = f"{int(off.sum())} of {off.numel()} entries differ"
+    else:
+        finding = f"the shapes differ: yours {tuple(yours.shape)}, target {tuple(target.shape)}"
+    figure.suptitle(finding)
+    figure.set_label(f"Heat maps of your matrix and of the right one; {finding}.")
+    return figure
+
+
+# ---- Lesson 6: what the layers cost ----
+
+BENCH_STYLE = {
+    "linear": ("frozen nn.Linear", COLORS["base"], "s"),
+    "PEFT LoRA": ("LoRA, PEFT", "#56B4E9", "v"),
+    "DoRA": ("DoRA, ours", COLORS["dora"], "o"),
+    "DoRA cached": ("DoRA, ours, g kept", COLORS["dora_half"], "o"),
+    "DoRA merged": ("DoRA, ours, merged", "#F0E442", "o"),
+    "torchtune DoRA": ("DoRA, torchtune", "#CC79A7", "D"),
+    "PEFT DoRA": ("DoRA, PEFT", "#009E73", "^"),
+}
+
+
+def bench_ratios(report: Mapping[str, Any]) -> Figure:
+    """Times of a `minidora bench` report as ratios to our LoRA, training step and one token."""
+    results = report["results"]
+    works = ("training step", "one token")
+    keys = list(dict.fromkeys((r["features"], r["tokens"], r["rank"]) for r in results))
+    figure = new_figure(8.2, 1.6 + 0.42 * len(keys))
+    worst: dict[str, float] = {}
+    for axes, work in zip(figure.subplots(1, 2, sharey=True), works, strict=True):
+        for contender, (name, color, marker) in BENCH_STYLE.items():
+            rows = [r for r in results if r["work"] == work and r["contender"] == contender]
+            if not rows:
+                continue
+            places = [keys.index((r["features"], r["tokens"], r["rank"])) for r in rows]
+            low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
+            axes.plot(middle, places, marker, color=color, label=name, markeredgecolor="black",
+                      markeredgewidth=0.4)  # fmt: skip
+            axes.hlines(places, low, high, color=color, linewidth=2, zorder=0)
+            worst[f"{work} {contender}"] = max(middle)
+        axes.axvline(1.0, color=COLORS["lora"], linewidth=1.5, label="LoRA, ours")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50, 100]))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel(f"{work}: time / LoRA's")
+        axes.grid(axis="x", which="both", alpha=0.25)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(keys)), [f"{f} features, {t} tokens, r {r}" for f, t, r in keys])
+    axes.set_ylim(len(keys) - 0.5, -0.5)
+    handles = {
+        label: handle
+        for ax in figure.axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    ours, theirs = worst["training step DoRA"], worst.get("training step PEFT DoRA")
+    finding = f"A training step of our DoRA takes at most {ours:.2f} times LoRA's"
+    if theirs is not None:
+        finding += f", PEFT's up to {theirs:.1f} times"
+    figure.suptitle(finding, fontsize=11)
+    figure.set_label(
+        f"{finding}. Two panels of ratios to our LoRA on a logarithmic axis, a training step and "
+        f"one token, one row for each of {len(keys)} shapes, quartiles as bars."
     )
     return figure
