@@ -46,6 +46,13 @@ def new_figure(width: float = 7.0, height: float = 3.6) -> Figure:
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
+def png(figure: Figure) -> str:
+    """The figure as PNG data in base64."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def show(figure: Figure) -> None:
     """Display a figure in a notebook as a PNG with its alternative text.
 
@@ -57,10 +64,11 @@ def show(figure: Figure) -> None:
     alt = str(figure.get_label())
     if not alt:
         raise ValueError("the figure has no alternative text: call figure.set_label(text) first")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    png = base64.b64encode(buffer.getvalue()).decode()
-    display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(
+        {"image/png": png(figure), "text/plain": alt},
+        metadata={"image/png": {"alt": alt}},
+        raw=True,
+    )
 
 
 # ---- Lesson 1: what training costs in memory ----
@@ -78,6 +86,9 @@ GPU_CARDS = (12, 16, 24, 40, 48, 80, 141)
 
 PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 """The layers that the DoRA paper adapts in LLaMA (Table 8)."""
+
+PRECISIONS = ("float32", "bfloat16", "bfloat16 + masters", *QUANTIZATIONS)
+"""How the weights stand in memory_explorer. Masters: float32 copies of what is trained in bf16."""
 
 
 def smallest_card(count: int) -> int | None:
@@ -197,9 +208,9 @@ def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
         for column, way in enumerate(ways):
             card = cards[model, way]
             level = GPU_CARDS.index(card) / len(GPU_CARDS) if card else 1.0
-            face = shades(0.08 + 0.65 * level) if card else "#444444"
+            face = shades(0.08 + 0.6 * level) if card else "#444444"
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", lw=2))
-            ink = "black" if level < 0.7 else "white"
+            ink = "black" if card else "white"
             room = f"{card} GB card" if card else "no single card"
             text = f"{gb(needs[model][way]):.1f} GB\n{room}"
             middle = (column + 0.5, row + 0.5)
@@ -212,7 +223,7 @@ def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
     axes.spines[:].set_visible(False)
     first, last = cards[models[0], ways[0]], cards[models[0], ways[-1]]
     axes.set_title(
-        f"{models[0]}: {_card(first)} has room for {_one_line(ways[0])}, "
+        f"{models[0]}: {_card(first)} has room for {_one_line(ways[0])}; "
         f"{_card(last)} for {_one_line(ways[-1])}",
         fontsize=11,
     )
@@ -247,13 +258,14 @@ def memory_explorer(
     Args:
         name: a key of memory.LLAMAS.
         method: "full", or "lora" or "dora" of this rank on PAPER_TARGETS.
-        precision: of the weights: "float32", "bfloat16", "bfloat16 + masters" (float32 masters of
-            what is trained), or a frozen base in one of memory.QUANTIZATIONS.
+        precision: one of PRECISIONS.
         optimizer, implementation: as in memory.training_memory.
 
     Raises:
         ValueError: an unknown name, or full fine-tuning of a quantized base.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     model = llama(name, torch.float32 if precision == "float32" else torch.bfloat16)
     if method != "full":
         adapt(model, method, rank=rank, target_modules=PAPER_TARGETS)
@@ -266,7 +278,7 @@ def memory_explorer(
     )
     figure = new_figure(8.2, 3.6)
     axes = figure.subplots()
-    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0}
     left = 0
     for row, (part, (label, _)) in enumerate(MEMORY_PARTS.items()):
         size = getattr(memory, part)
@@ -397,12 +409,12 @@ def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     *heats, axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.9))
     for heat, (name, update) in zip(heats, updates.items(), strict=True):
         limit = float(update.abs().quantile(0.99))
-        heat.imshow(update, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+        heat.imshow(update.numpy(), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
         heat.set_title(f"{NAMES[name]}\n(colours to ±{limit:.2g})", fontsize=9.5)
         heat.set(xlabel="input", xticks=[], yticks=[])
         axes.semilogy(
             range(1, ranks[name] + 1),
-            spectra[name][: ranks[name]],
+            spectra[name][: ranks[name]].numpy(),
             "os"[name == "lora"],
             markersize=4,
             color=COLORS[name],
@@ -797,7 +809,7 @@ def two_norms(weight: Tensor) -> Figure:
     grid = figure.add_gridspec(2, 3, width_ratios=(3, 1.2, 0.12), height_ratios=(1, 2.2))
     top, heat = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
     side = figure.add_subplot(grid[1, 1])
-    image = heat.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    image = heat.imshow(values.numpy(), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     for i in range(out_features):
         for j in range(in_features):
             value = float(values[i, j])

@@ -1,0 +1,128 @@
+"""Sliders over the figures of plots.py, under the same names.
+
+Each function returns a widget that draws its figure anew when a slider is let go. A widget needs
+a running kernel, so a lesson always shows the figure itself beside it.
+"""
+
+import html
+from collections.abc import Callable
+
+from ipywidgets import (
+    HTML,
+    Dropdown,
+    FloatSlider,
+    IntSlider,
+    SelectionSlider,
+    VBox,
+    Widget,
+    interactive,
+)
+from matplotlib.figure import Figure
+
+from minidora import plots
+from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
+
+# ---- Lesson 1: what training costs in memory ----
+
+
+def memory_explorer() -> Widget:
+    """Choose a model, a method and an optimizer: see plots.memory_explorer."""
+
+    def draw(
+        name: str, method: str, rank: int, precision: str, optimizer: str, implementation: str
+    ) -> Figure | None:
+        try:
+            figure = plots.memory_explorer(name, method, rank, precision, optimizer, implementation)
+        except ValueError as error:  # full fine-tuning of a quantized base
+            print(error)
+            return None
+        plots.show(figure)
+        return figure
+
+    return interactive(
+        draw,
+        name=Dropdown(options=list(LLAMAS)),
+        method=Dropdown(options=["full", "lora", "dora"], value="dora"),
+        rank=IntSlider(32, 1, 256, continuous_update=False),
+        precision=Dropdown(options=plots.PRECISIONS, value="bfloat16"),
+        optimizer=Dropdown(options=OPTIMIZERS, value="adamw"),
+        implementation=Dropdown(options=IMPLEMENTATIONS, value="foreach"),
+    )
+
+
+# ---- Lesson 2: a low-rank update ----
+
+
+def trained_share() -> Widget:
+    """Choose a layer and a rank: see plots.trained_share."""
+
+    def draw(in_features: int, out_features: int, rank: int) -> Figure:
+        figure = plots.trained_share([(in_features, out_features)], rank)
+        plots.show(figure)
+        return figure
+
+    return interactive(
+        draw,
+        in_features=_powers_of_two("inputs", 1024, 16384),
+        out_features=_powers_of_two("outputs", 1024, 16384),
+        rank=_powers_of_two("rank", 16, 1024),
+    )
+
+
+def _powers_of_two(description: str, value: int, largest: int) -> SelectionSlider:
+    """A slider over 1, 2, 4, ... that answers when it is let go."""
+    return SelectionSlider(
+        options=[2**k for k in range(largest.bit_length())],
+        value=value,
+        description=description,
+        continuous_update=False,
+        style={"description_width": "9em"},
+        layout={"width": "26em"},
+    )
+
+
+# ---- Lesson 3: magnitude times direction ----
+
+
+def magnitude_direction() -> VBox:
+    """Turn and lengthen the update, set the magnitude: see plots.magnitude_direction."""
+    return _picture(
+        plots.magnitude_direction,
+        angle=_slider("update, angle (°)", 110.0, 0.0, 360.0, 5.0),
+        length=_slider("update, length", 1.5, 0.0, 2.0, 0.1),
+        magnitude=_slider("magnitude m", 2.0, 0.0, 4.0, 0.1),
+    )
+
+
+def gradient_split() -> VBox:
+    """Turn the step against the row: see plots.gradient_split."""
+    return _picture(plots.gradient_split, angle=_slider("step to row (°)", 50.0, 0.0, 180.0, 5.0))
+
+
+def _picture(draw: Callable[..., Figure], **sliders: FloatSlider) -> VBox:
+    """The sliders, and below them draw(**their values) as a picture with its alternative text."""
+    picture = HTML()
+
+    def update(_: object = None) -> None:
+        figure = draw(**{name: slider.value for name, slider in sliders.items()})
+        alt = html.escape(str(figure.get_label()), quote=True)
+        picture.value = f'<img alt="{alt}" src="data:image/png;base64,{plots.png(figure)}">'
+
+    for slider in sliders.values():
+        slider.observe(update, names="value")
+    update()
+    return VBox([*sliders.values(), picture])
+
+
+def _slider(description: str, value: float, low: float, high: float, step: float) -> FloatSlider:
+    """A slider that answers when it is let go: a figure takes longer to draw than a drag step."""
+    return FloatSlider(
+        value,
+        min=low,
+        max=high,
+        step=step,
+        description=description,
+        continuous_update=False,
+        style={"description_width": "9em"},
+        layout={"width": "26em"},
+    )
