@@ -27,8 +27,8 @@ Notebooks = Annotated[
 ]
 
 
-@notebooks_app.command()
-def execute(paths: Notebooks = None) -> None:
+@notebooks_app.command("execute")
+def execute_notebooks(paths: Notebooks = None) -> None:
     """Run notebooks top to bottom and write them back, ready to commit."""
     from minidora import course
 
@@ -37,8 +37,8 @@ def execute(paths: Notebooks = None) -> None:
         course.execute(path)
 
 
-@notebooks_app.command()
-def check(paths: Notebooks = None) -> None:
+@notebooks_app.command("check")
+def check_notebooks(paths: Notebooks = None) -> None:
     """Say what keeps executed lessons from being committed; exit code 1 if anything does."""
     from minidora import course
 
