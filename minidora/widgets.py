@@ -25,28 +25,26 @@ from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
 # ---- Lesson 1: what training costs in memory ----
 
 
-def memory_explorer() -> Widget:
+def memory_explorer() -> VBox:
     """Choose a model, a method and an optimizer: see plots.memory_explorer."""
 
-    def draw(
-        name: str, method: str, rank: int, precision: str, optimizer: str, implementation: str
-    ) -> Figure | None:
+    def draw(**choices: str | int) -> Figure:
         try:
-            figure = plots.memory_explorer(name, method, rank, precision, optimizer, implementation)
+            return plots.memory_explorer(**choices)  # type: ignore[arg-type]
         except ValueError as error:  # full fine-tuning of a quantized base
-            print(error)
-            return None
-        plots.show(figure)
-        return figure
+            figure = plots.new_figure(8.2, 1.0)
+            figure.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True, fontsize=9)
+            figure.set_label(str(error))
+            return figure
 
-    return interactive(
+    return _picture(
         draw,
-        name=Dropdown(options=list(LLAMAS)),
-        method=Dropdown(options=["full", "lora", "dora"], value="dora"),
-        rank=IntSlider(32, 1, 256, continuous_update=False),
-        precision=Dropdown(options=plots.PRECISIONS, value="bfloat16"),
-        optimizer=Dropdown(options=OPTIMIZERS, value="adamw"),
-        implementation=Dropdown(options=IMPLEMENTATIONS, value="foreach"),
+        name=Dropdown(options=list(LLAMAS), description="model"),
+        method=Dropdown(options=["full", "lora", "dora"], value="dora", description="method"),
+        rank=IntSlider(32, 1, 256, description="rank", continuous_update=False),
+        precision=Dropdown(options=plots.PRECISIONS, value="bfloat16", description="weights"),
+        optimizer=Dropdown(options=OPTIMIZERS, value="adamw", description="optimizer"),
+        implementation=Dropdown(options=IMPLEMENTATIONS, value="foreach", description="step()"),
     )
 
 
@@ -99,7 +97,7 @@ def gradient_split() -> VBox:
     return _picture(plots.gradient_split, angle=_slider("step to row (°)", 50.0, 0.0, 180.0, 5.0))
 
 
-def _picture(draw: Callable[..., Figure], **sliders: FloatSlider) -> VBox:
+def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
     """The sliders, and below them draw(**their values) as a picture with its alternative text."""
     picture = HTML()
 

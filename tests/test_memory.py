@@ -442,11 +442,14 @@ def test_memory_explorer_and_its_widget():
     )
     with pytest.raises(ValueError, match="precision must be one of float32, .* got 'fp8'"):
         plots.memory_explorer(precision="fp8")
-    widget = widgets.memory_explorer()
-    controls = {child.description: child for child in widget.children[:-1]}
-    controls["precision"].value = "nf4-double"
-    assert "nf4-double, adamw (foreach): fits a 12 GB card" in texts(widget.result)
-    controls["method"].value = "full"  # refused in words, without a traceback
-    assert widget.result is None
-    controls["precision"].value = "bfloat16 + masters"
-    assert "bfloat16 + masters" in texts(widget.result)
+    *controls, picture = widgets.memory_explorer().children
+    by_name = {control.description: control for control in controls}
+    assert "DoRA of rank 32, bfloat16, adamw" in picture.value
+    by_name["weights"].value = "nf4-double"
+    by_name["rank"].value = 8
+    assert "DoRA of rank 8, nf4-double" in picture.value
+    assert "fits a 12 GB card" in picture.value
+    by_name["method"].value = "full"  # refused in words, without a traceback
+    assert "no frozen nn.Linear weight" in picture.value
+    by_name["weights"].value = "bfloat16 + masters"
+    assert "full fine-tuning, bfloat16 + masters" in picture.value
