@@ -1,5 +1,7 @@
 """The `minidora` command. `minidora doctor` is started by minidora_command.py, which says why."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -96,3 +98,142 @@ def bench(
     path = bench.write(report, output)
     plots.bench_ratios(report).savefig(path.with_suffix(".png"))
     typer.echo(f"written: {path} and {path.with_suffix('.png')}")
+
+
+# ---- Exercises ----
+
+WorkFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder", help="Your working copy; without it, the one you are in, or my-work/."
+    ),
+]
+OneExercise = Annotated[str, typer.Argument(help="The exercise, 3.2 for example.")]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """End with the message of what the person here can mend, and without a stack."""
+    from minidora.learner import Trouble
+
+    try:
+        yield
+    except Trouble as trouble:
+        typer.echo(f"minidora: {trouble}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def start(
+    folder: Annotated[Path | None, typer.Argument(help="Where; without it, my-work/.")] = None,
+) -> None:
+    """Copy lessons and exercises into a folder of your own; what is there already is kept."""
+    from minidora import learner
+
+    with _explained():
+        where = folder or learner.DEFAULT_FOLDER
+        copied, kept = learner.start(where)
+    typer.echo(f"{len(copied)} files copied to {where}, {len(kept)} kept as they were.")
+    typer.echo(f"Open it: jupyter lab {where}")
+
+
+@app.command()
+def status(folder: WorkFolder = None) -> None:
+    """What is done, failing and not started, the minutes left, and what is next."""
+    from minidora import progress
+
+    with _explained():
+        progress.status(folder)
+
+
+@app.command()
+def check(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="Lessons or exercises (3, 3.2); with --report the submissions."),
+    ] = None,
+    folder: WorkFolder = None,
+    report: Annotated[Path | None, typer.Option(help="Grade a class: write this CSV file.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time limit of one notebook.")] = 300.0,
+    memory: Annotated[float, typer.Option(help="Memory limit of one notebook, in GiB.")] = 4.0,
+) -> None:
+    """Check your exercises; exit code 1 if one is not done. Or grade a class with --report."""
+    from minidora import progress
+    from minidora.grading import Limits
+
+    limits = Limits(seconds=seconds, memory_gib=memory)
+    with _explained():
+        if report is not None:
+            progress.grade_class(report, [Path(name) for name in what or []], limits)
+        elif not progress.check(folder, what or [], limits):
+            raise typer.Exit(1)
+
+
+@app.command()
+def hint(exercise: OneExercise) -> None:
+    """A question that leads on."""
+    from minidora import learner
+
+    with _explained():
+        typer.echo(learner.select_one(exercise)[1].hint)
+
+
+@app.command()
+def reset(
+    what: Annotated[str, typer.Argument(help="An exercise (3.2), or a whole lesson (3).")],
+    folder: WorkFolder = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Put an exercise back to how it came, or a lesson's whole notebook; yours goes to backups/."""
+    from minidora import learner
+
+    with _explained():
+        work = learner.work_folder(folder)
+        lesson, exercises = learner.select(what)
+        if not yes:
+            typer.confirm(f"Take your answer to {what} out of {work / 'exercises'}?", abort=True)
+        if what == exercises[0].number:
+            backup = learner.reset_exercise(work, lesson, exercises[0])
+        else:
+            backup = learner.reset_lesson(work, lesson)
+    typer.echo(f"{what} is as it came." + (f" Yours is in {backup}." if backup else ""))
+    typer.echo("If it is open in JupyterLab: File > Reload Notebook from Disk.")
+
+
+@app.command()
+def solution(
+    exercise: OneExercise,
+    folder: WorkFolder = None,
+    spoil: Annotated[bool, typer.Option("--spoil", help="Also before you have solved it.")] = False,
+) -> None:
+    """Our solution of an exercise, once yours passes."""
+    from minidora import learner, progress
+    from minidora.grading import Limits
+
+    with _explained():
+        lesson, chosen = learner.select_one(exercise)
+        if not spoil and not progress.check(folder, [exercise], Limits(), quiet=True):
+            raise learner.Trouble(
+                f"{exercise} does not pass yet: `minidora hint {exercise}` leads on, "
+                "and --spoil shows the solution all the same"
+            )
+        typer.echo(learner.solution(lesson, chosen))
+
+
+@app.command()
+def build(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; 1 if stale.")] = False,
+) -> None:
+    """For those who write exercises: derive exercises/ from solutions/."""
+    from minidora import course
+    from minidora.learner import ROOT
+
+    stale = 0
+    for path, text in course.build(ROOT).items():
+        if not path.exists() or path.read_bytes() != text.encode():
+            stale += 1
+            typer.echo(f"{path.relative_to(ROOT)} {'is stale' if check else 'written'}")
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(text.encode())
+    raise typer.Exit(1 if check and stale else 0)

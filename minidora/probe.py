@@ -42,6 +42,16 @@ def call(answer: Callable[..., Any], *args: Any) -> Any:
     return result
 
 
+def away(answer: Callable[..., Any], *args: Any) -> Any:
+    """answer(*args) where new tensors go to another device, unless the answer says which one.
+
+    It stands for a GPU where there is none: what was made without `device=` is on the meta device
+    then, away from the arguments.
+    """
+    with torch.device("meta"):
+        return answer(*args)
+
+
 def build(answer: Callable[..., Any], *args: Any) -> Any:
     """answer(*args) for a class that may change what it is given, as an adapter freezes its base.
 

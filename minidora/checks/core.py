@@ -350,36 +350,35 @@ def expect_gradient(got: Any, want: Tensor, name: str, known: Known = ()) -> Non
 
 
 def expect_dtype_and_device(answer: Answer, *args: Any) -> None:
-    """Refuse unless float64 in gives float64 out, on the device of the arguments.
-
-    Without a GPU the meta device stands for the other device: there a tensor has no values, so
-    an answer that looks at values is not judged by it.
-    """
+    """Refuse unless float64 in gives float64 out, and results are where the arguments are."""
     answer.case("float64")
-    for part in _tensors(answer(*[_to(argument, torch.float64) for argument in args])):
+    for part in tensors(answer(*[_to(argument, torch.float64) for argument in args])):
         require(
             part.dtype == torch.float64,
             f"a {_name(part.dtype)} result for float64 arguments: "
             "new tensors take dtype=weight.dtype",
         )
+    expect_device(answer, *args)
+
+
+def expect_device(answer: Answer, *args: Any) -> None:
+    """Refuse unless results are on the device of the arguments: the GPU if there is one."""
     answer.case("device")
-    other = device() if device().type != "cpu" else torch.device("meta")
     try:
-        result = answer(*[_to(argument, other) for argument in args])
+        if device().type == "cpu":
+            result = answer.probe(probe.away, *args)
+        else:
+            result = answer.probe(probe.build, *[_to(part, device()) for part in args])["made"]
     except Refused as refused:
-        if other.type == "meta" and "expected device" not in refused.message:
-            return
-        raise Refused(
-            "works on a CPU only: make new tensors with device=weight.device",
-            where=refused.where,
-            helped=False,
-        ) from None
-    for part in _tensors(result):
-        require(
-            part.device.type == other.type,
-            f"the arguments are on {other.type}, the result is on {part.device.type}: "
-            "make new tensors with device=weight.device",
-        )
+        if "device" not in refused.message:
+            raise
+        raise Refused(_ON_CPU, where=refused.where, helped=False) from None
+    for part in tensors(result):
+        if part.device.type != device().type:
+            raise Refused(_ON_CPU, helped=False)
+
+
+_ON_CPU = "works on a CPU only: make new tensors with device=weight.device"
 
 
 # ---- Small tools ----
@@ -439,11 +438,12 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a value: the parts of a tuple, the parameters of a module."""
     if isinstance(value, probe.Module):
         return [*value.parameters.values(), *value.tensors.values()]
     if isinstance(value, tuple | list):
-        return [tensor for part in value for tensor in _tensors(part)]
+        return [tensor for part in value for tensor in tensors(part)]
     return [value] if isinstance(value, Tensor) else []
 
 

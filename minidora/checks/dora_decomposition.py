@@ -761,6 +761,6 @@ dora_linear.refuses(
         "A on the CPU, whatever the base is on",
         "base.weight.new_empty(rank, base.in_features)",
         "torch.empty(rank, base.in_features, dtype=base.weight.dtype)",
-        "lora_A is on cpu",
+        "works on a CPU only",
     ),
 )
