@@ -1,0 +1,242 @@
+"""training.py against closed forms in numpy, and its promises about seeds, freezing, stopping."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from minidora import adapt
+from minidora.data import Images
+from minidora.models import MultilayerPerceptron
+from minidora.training import device, evaluate, fit, one_thread, progress_bar
+
+
+def blobs(count: int = 60, features: int = 6, classes: int = 3, seed: int = 0) -> Images:
+    """Points around one centre a class."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % classes
+    centres = 2 * torch.randn(classes, features, generator=torch.Generator().manual_seed(7))
+    x = centres[y] + torch.randn(count, features, generator=generator)
+    return Images(x, y, torch.arange(count))
+
+
+def perceptron(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MultilayerPerceptron(6, 8, 7, 3)
+
+
+def values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def cross_entropy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(y)), y]
+
+
+def test_one_full_batch_step_is_adam_s_first_step() -> None:
+    images = blobs()
+    layer = nn.Linear(6, 3).double()
+    images = Images(images.x.double(), images.y, images.index)
+    W, b = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+    x, y = images.x.numpy(), images.y.numpy()
+    history = fit(layer, images, epochs=1, learning_rate=0.03, batch_size=60, progress=False)
+
+    logits = x @ W.T + b
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    error = (p - np.eye(3)[y]) / len(y)  # dL/dlogits
+    # After one step the two moments, freed of their bias, are g and g^2.
+    for g, before, after in (
+        (error.T @ x, W, layer.weight),
+        (error.sum(axis=0), b, layer.bias),
+    ):
+        expected = before - 0.03 * g / (np.abs(g) + 1e-8)
+        np.testing.assert_allclose(after.detach().numpy(), expected, rtol=1e-9)
+    loss = cross_entropy(logits, y).mean()
+    assert history.epochs[0].train_loss == pytest.approx(loss, rel=1e-9)  # before training
+    assert history.epochs[1].train_loss == pytest.approx(loss, rel=1e-6)  # of the one batch
+    assert history.best is history.epochs[-1]
+    assert all(p.grad is None for p in layer.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [7, 1000])
+def test_evaluate_is_the_mean_over_all_images(batch_size: int) -> None:
+    images, model = blobs(), perceptron().double()
+    images = Images(images.x.double(), images.y, images.index)
+    logits = model(images.x).detach().numpy()
+    y = images.y.numpy()
+    score = evaluate(model, images, batch_size)
+    assert score.loss == pytest.approx(cross_entropy(logits, y).mean(), rel=1e-12)
+    assert score.accuracy == pytest.approx(100 * (logits.argmax(axis=1) == y).mean())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_switches_dropout_off_and_the_mode_back(training: bool) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), perceptron()).train(training)
+    assert evaluate(model, blobs()) == evaluate(model, blobs())
+    assert model.training is training
+    assert model[1].training is training
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_frozen_stays_bit_for_bit_and_every_adapter_moves(method: str) -> None:
+    model = adapt(perceptron(), method, rank=2, alpha=4)
+    before = values(model)
+    fit(model, blobs(), epochs=3, learning_rate=1e-2, progress=False)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) is not parameter.requires_grad, name
+
+
+def test_seed_decides_and_nothing_outside_is_disturbed() -> None:
+    torch.manual_seed(5)
+    expected_next = torch.rand(3)
+    torch.manual_seed(5)
+    runs = []
+    for seed in (0, 0, 1):
+        # dropout too must follow the seed
+        model = adapt(copy.deepcopy(BASE), "dora", rank=2, alpha=4, dropout=0.3)
+        with torch.no_grad():  # the same A in each
+            for name, parameter in model.named_parameters():
+                if name.endswith("lora_A"):
+                    parameter.fill_(0.1)
+        torch.manual_seed(5)
+        fit(model, blobs(), epochs=2, learning_rate=1e-2, seed=seed, batch_size=16, progress=False)
+        runs.append(values(model))
+        assert torch.equal(torch.rand(3), expected_next)
+    first, again, other = runs
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+BASE = perceptron()
+
+
+def test_learns() -> None:
+    model = perceptron()
+    history = fit(model, blobs(), epochs=30, learning_rate=1e-2, progress=False)
+    assert evaluate(model, blobs(seed=1)).accuracy > 85
+    assert history.epochs[-1].train_loss < history.epochs[0].train_loss / 3
+    assert [epoch.number for epoch in history.epochs] == list(range(31))
+
+
+def test_stops_early_and_goes_back_to_the_best_epoch() -> None:
+    train = blobs()
+    wrong = Images(train.x, (train.y + 1) % 3, train.index)  # learning can only harm here
+    model = perceptron()
+    fit(model, train, epochs=10, learning_rate=1e-2, progress=False)
+    before = values(model)
+    history = fit(
+        model, train, epochs=50, learning_rate=1e-2, validation=wrong, patience=4, progress=False
+    )
+    assert [epoch.number for epoch in history.epochs] == [0, 1, 2, 3, 4]
+    assert history.best.number == 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_model_has_the_parameters_of_the_best_epoch() -> None:
+    model, validation = perceptron(), blobs(seed=1)
+    history = fit(
+        model, blobs(), epochs=40, learning_rate=0.1, validation=validation, progress=False
+    )
+    losses = [epoch.validation.loss for epoch in history.epochs if epoch.validation]
+    assert len(losses) == 41
+    assert history.best.number == int(np.argmin(losses)) < 40
+    assert evaluate(model, validation) == history.best.validation
+
+
+def test_a_run_that_diverges_ends_at_its_best_epoch() -> None:
+    model = perceptron()
+    history = fit(
+        model, blobs(), epochs=3, learning_rate=1e30, validation=blobs(seed=1), progress=False
+    )
+    assert not math.isfinite(history.epochs[-1].train_loss)
+    assert history.best.number == 0
+    assert math.isfinite(evaluate(model, blobs()).loss)
+
+
+def test_bad_input() -> None:
+    images, model = blobs(), perceptron()
+
+    def run(**change: object) -> None:
+        arguments: dict[str, object] = {"epochs": 1, "learning_rate": 0.01, "progress": False}
+        fit(model, images, **{**arguments, **change})  # type: ignore[arg-type]
+
+    for name in ("epochs", "batch_size"):
+        for value in (0, -1, 2.5, True):
+            with pytest.raises(ValueError, match=rf"{name} must be a whole number.*got {value!r}"):
+                run(**{name: value})
+    for rate in (0.0, -1e-3, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"learning_rate must be .* above 0, got {rate!r}"):
+            run(learning_rate=rate)
+    with pytest.raises(ValueError, match="patience must be a whole number"):
+        run(patience=0, validation=images)
+    with pytest.raises(ValueError, match="patience=3 waits for the validation loss"):
+        run(patience=3)
+    with pytest.raises(ValueError, match="train is empty"):
+        fit(model, images[:0], epochs=1, learning_rate=0.01)
+    with pytest.raises(ValueError, match="images is empty"):
+        evaluate(model, images[:0])
+    with pytest.raises(
+        ValueError, match=r"labels run from 0 to 3, the model has outputs for 0 to 2"
+    ):
+        fit(model, blobs(classes=4), epochs=1, learning_rate=0.01)
+    with pytest.raises(ValueError, match=r"labels run from -1 to 1"):
+        evaluate(model, Images(images.x, images.y - 1, images.index))
+    with pytest.raises(ValueError, match="no parameter requires a gradient: adapt"):
+        fit(model.requires_grad_(False), images, epochs=1, learning_rate=0.01)
+
+
+def test_one_thread_puts_the_number_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_progress_bar_shows_or_hides(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(progress_bar(range(3), "seeds", show=False)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    code = "from minidora.training import progress_bar; list(progress_bar(range(3), 'seeds'))"
+    for disable, shown in (("", True), ("1", False)):
+        environment = {**os.environ, "TQDM_DISABLE": disable}
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("seeds: 100%" in run.stderr) is shown, run.stderr
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINIDORA_DEVICE", raising=False)
+    assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setenv("MINIDORA_DEVICE", "cpu")
+    assert device() == torch.device("cpu")
+    for name in ("tpu", "cuda:", "cuda:x", "cpu:0:1"):
+        monkeypatch.setenv("MINIDORA_DEVICE", name)
+        with pytest.raises(ValueError, match=f"must be cpu, cuda or cuda:N, got '{name}'"):
+            device()
+    monkeypatch.setenv("MINIDORA_DEVICE", "cuda:99")
+    with pytest.raises(RuntimeError, match="MINIDORA_DEVICE=cuda:99, but torch"):
+        device()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_trains_as_the_cpu_does() -> None:
+    scores = []
+    for place in ("cpu", "cuda"):
+        model = perceptron().to(place)
+        fit(model, blobs(), epochs=10, learning_rate=1e-2, seed=3, progress=False)
+        scores.append(evaluate(model, blobs(seed=1)))
+    assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-3)
