@@ -1,0 +1,173 @@
+"""The figures and sliders of lesson 3 show the numbers that closed forms and autograd give."""
+
+import cmath
+import html
+import math
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from minidora import plots, widgets
+from minidora.dora import dora_weight
+
+W = complex(*plots.ROW)  # a row of the plane as a complex number: another way to the same angles
+
+
+def title(figure: Figure) -> str:
+    return figure.get_suptitle() or figure.axes[0].get_title()
+
+
+def tips(figure: Figure) -> list[complex]:
+    """Where the arrows of the first axes end."""
+    return [complex(*text.xy) for text in figure.axes[0].texts if hasattr(text, "xy")]
+
+
+@pytest.mark.parametrize(
+    ("angle", "length", "magnitude"), [(110, 1.5, 2.0), (250, 2.0, 3.0), (0, 0.4, 0.5), (30, 0, 4)]
+)
+def test_magnitude_direction_draws_both_updates(
+    angle: float, length: float, magnitude: float
+) -> None:
+    figure = plots.magnitude_direction(angle, length, magnitude)
+    lora = W + cmath.rect(length, math.radians(angle))
+    dora = cmath.rect(magnitude, cmath.phase(lora))
+    assert tips(figure) == pytest.approx([W, lora, dora])
+
+    widths = [bar.get_width() for bar in figure.axes[1].patches]
+    assert widths == pytest.approx([2.0, abs(lora), magnitude])
+    turn = round(math.degrees(cmath.phase(lora / W)))
+    wanted = f"{turn:+d}".replace("-", "−") if turn else "0"
+    assert f"by {wanted}°: LoRA's length becomes {abs(lora):.2f}, DoRA's is m" in title(figure)
+
+
+def test_magnitude_direction_where_nothing_is_left_of_the_row() -> None:
+    figure = plots.magnitude_direction(180 + math.degrees(cmath.phase(W)), 2.0, 1.0)
+    assert tips(figure) == [W]  # no arrow for a row of length 0
+    assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([2, 0, 0], abs=1e-9)
+    assert "no direction" in title(figure)
+
+
+def test_turn_and_length_follows_the_triangle() -> None:
+    lengths = (0.5, 1.0, 1.5)
+    curves = plots.turn_and_length(lengths).axes[0].lines[: len(lengths)]
+    for length, curve in zip(lengths, curves, strict=True):
+        turns, reached = curve.get_data()
+        for turn, row in zip(turns, reached, strict=True):  # the law of cosines, base length 2
+            across = 4 + row**2 - 4 * row * math.cos(math.radians(turn))
+            assert math.sqrt(across) == pytest.approx(length)
+        widest = math.degrees(math.asin(length / 2))  # a tangent to the circle of updates
+        assert max(turns) == pytest.approx(widest, abs=0.1)
+        assert min(turns) == pytest.approx(-widest, abs=0.1)
+
+
+def test_two_norms_puts_rows_beside_and_columns_above() -> None:
+    weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 5.0, 12.0]])
+    top, _, side = plots.two_norms(weight).axes[:3]
+    assert [bar.get_width() for bar in side.patches] == pytest.approx([5, 13])
+    assert [bar.get_height() for bar in top.patches] == pytest.approx([3, math.sqrt(41), 12])
+    assert "3 norms, one per input" in top.get_title()
+    assert "2 norms,\none per output (DoRA)" in side.get_title()
+
+
+@pytest.mark.parametrize("angle", [0.0, 35.0, 90.0, 140.0, 180.0])
+def test_gradient_split_agrees_with_autograd(angle: float) -> None:
+    # The loss W' . direction has the gradient `direction` at W', and m / ||v'|| is 1 here.
+    direction = -torch.tensor([[math.cos(math.radians(angle)), math.sin(math.radians(angle))]])
+    row = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    after = {}
+    for detach_norm in (False, True):
+        delta = torch.zeros_like(row, requires_grad=True)
+        weight = dora_weight(row, delta, torch.tensor([2.0]).double(), detach_norm)
+        (weight * direction.double()).sum().backward()
+        assert delta.grad is not None
+        after[detach_norm] = complex(*(row - delta.grad)[0].tolist())
+
+    figure = plots.gradient_split(angle)
+    drawn = [2 + 0j, after[True], after[False]]
+    if abs(after[False] - 2) < 1e-6:  # no part across the row: no arrow
+        drawn.pop()
+    assert tips(figure) == pytest.approx(drawn, abs=1e-6)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[1].endswith(f"{abs(after[True]):.2f}")
+    assert legend[2].endswith(f"{abs(after[False]):.2f}")
+    marked = figure.axes[1].lines[1].get_data()
+    cosine = abs(after[False] - 2) / abs(after[True] - 2)
+    assert (marked[0][0], marked[1][0]) == pytest.approx((angle, cosine), abs=1e-6)
+
+
+def test_held_for_backward_states_what_detaching_saves() -> None:
+    mib = 2**20
+    full = {"merged form": 8 * mib, "compose form": 5 * mib}
+    detached = {"merged form": 8 * mib, "compose form": mib // 2}
+    figure = plots.held_for_backward(full, detached, 4096)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [8, 8, 5, 0.5, 4096 / mib]
+    assert "saves 0.00 MiB in the merged form, 4.50 MiB in the compose form" in title(figure)
+
+
+def test_singular_values_counts_both_ranks() -> None:
+    torch.manual_seed(0)
+    product = torch.randn(64, 4).double() @ torch.randn(4, 48).double()
+    spectra = {
+        ".T": torch.linalg.svdvals(product.T),
+        ".view": torch.linalg.svdvals(product.view(48, 64)),
+    }
+    assert "rank 4 by .T, rank 24 by .view" in title(plots.singular_values(spectra))
+
+
+def test_magnitude_share_draws_both_percentages() -> None:
+    figure = plots.magnitude_share((4, 32), (12.5, 1.5625), 0.013)
+    of_lora, of_model = figure.axes[0].lines
+    assert list(of_lora.get_ydata()) == [12.5, 1.5625]
+    assert list(of_model.get_ydata()) == [0.013, 0.013]
+    assert "0.013 % of the model and 1.56 to 12.5 % of LoRA" in title(figure)
+
+
+def test_dora_diagram_names_the_shapes() -> None:
+    texts = [text.get_text() for text in plots.dora_diagram(48, 64, 4).axes[0].texts]
+    for shape in ("(64, 48)", "A\n(4, 48)", "B\n(64, 4)", "(64,)", "+ bias"):
+        assert any(shape in text for text in texts), shape
+
+
+def test_every_figure_has_a_title_and_alternative_text() -> None:
+    for figure in (
+        plots.magnitude_direction(),
+        plots.turn_and_length(),
+        plots.two_norms(torch.randn(3, 5)),
+        plots.dora_diagram(48, 64, 4),
+        plots.gradient_split(),
+        plots.held_for_backward({"form": 2}, {"form": 1}, 1),
+        plots.singular_values({"a": torch.ones(2), "b": torch.ones(3)}),
+        plots.magnitude_share((4, 8), (12.5, 6.25), 0.013),
+    ):
+        assert title(figure)
+        assert len(str(figure.get_label())) > 60
+
+
+def picture(widget: widgets.VBox) -> str:
+    return str(widget.children[-1].value)
+
+
+@pytest.mark.parametrize(
+    ("front", "draw", "values"),
+    [
+        (widgets.magnitude_direction, plots.magnitude_direction, [250.0, 1.0, 3.0]),
+        (widgets.gradient_split, plots.gradient_split, [150.0]),
+    ],
+)
+def test_sliders_draw_the_figure_of_their_values(front, draw, values) -> None:  # type: ignore[no-untyped-def]
+    widget = front()
+    *sliders, _ = widget.children
+    starts = [slider.value for slider in sliders]
+    assert plots.png(draw(*starts)) in picture(widget)
+    assert starts == list(draw.__defaults__)  # the lesson's static figure is the sliders' start
+
+    for number, (slider, value) in enumerate(zip(sliders, values, strict=True)):
+        slider.value = value
+        now = values[: number + 1] + starts[number + 1 :]
+        figure = draw(*now)
+        assert plots.png(figure) in picture(widget)
+        assert f'alt="{html.escape(str(figure.get_label()), quote=True)}"' in picture(widget)
+    for slider in sliders:  # both ends can be drawn
+        slider.value = slider.min
+        slider.value = slider.max
