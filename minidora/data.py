@@ -1,8 +1,9 @@
-"""Images for the lessons: real digits offline, MNIST and FashionMNIST when asked for.
+"""Data of the lessons: digits and two texts offline, MNIST and FashionMNIST when asked for.
 
     images = load_images("digits")                          # 1797 scans, 8x8, no network
     parts = split(images, {"train": 1000, "test": 797}, seed=0)   # no image in two parts
     turned = shift(parts["test"], "quarter turn")           # the same images, a new task
+    train, held_out = split_text(load_text("documentation"))      # tokens, one a character
 
 References:
     digits: E. Alpaydin, C. Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine
@@ -10,6 +11,7 @@ References:
     LeCun et al. 1998 (MNIST); Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747 (FashionMNIST)
 """
 
+import lzma
 import math
 import socket
 from collections.abc import Callable, Mapping
@@ -160,3 +162,52 @@ def shift(images: Images, name: str) -> Images:
     if name not in SHIFTS:
         raise ValueError(f"name must be one of {', '.join(SHIFTS)}, got {name!r}")
     return Images(SHIFTS[name](images.pictures).flatten(1), images.y, images.index)
+
+
+# ---- Text ----
+
+TEXTS = ("documentation", "source")
+"""Python's documentation topics and a part of its standard library (texts/README.md)."""
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+"""The 96 characters of the texts: line feed and printable ASCII. A token is a place in it."""
+
+
+def load_text(name: str) -> Tensor:
+    """A text that travels with the package, as tokens: (n,), int64.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in TEXTS:
+        raise ValueError(f"name must be one of {', '.join(TEXTS)}, got {name!r}")
+    path = Path(__file__).with_name("texts") / f"{name}.txt.xz"
+    return encode(lzma.decompress(path.read_bytes()).decode("ascii"))
+
+
+def encode(text: str) -> Tensor:
+    """Characters to tokens, (n,), int64. Raises ValueError for a character that is not ASCII."""
+    places = {character: place for place, character in enumerate(CHARACTERS)}
+    if unknown := sorted(set(text) - set(places)):
+        raise ValueError(f"no token for {unknown[0]!r}: printable ASCII and line feeds alone")
+    return torch.tensor([places[character] for character in text])
+
+
+def decode(tokens: Tensor) -> str:
+    """Tokens, (n,), to characters."""
+    return "".join(CHARACTERS[token] for token in tokens.tolist())
+
+
+def split_text(tokens: Tensor, held_out: float = 0.1, blocks: int = 20) -> tuple[Tensor, Tensor]:
+    """(train, held out): the last part of each of some blocks, so that both meet every topic."""
+    parts = [
+        (block[: (cut := round(len(block) * (1 - held_out)))], block[cut:])
+        for block in tokens.chunk(blocks)
+    ]
+    train, held = zip(*parts, strict=True)
+    return torch.cat(train), torch.cat(held)
+
+
+def random_windows(tokens: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
+    """(count, length) windows that start at random places, drawn on the CPU."""
+    starts = torch.randint(len(tokens) - length + 1, (count, 1), generator=generator)
+    return tokens[starts + torch.arange(length)]

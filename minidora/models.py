@@ -1,5 +1,9 @@
 """The models of the lessons."""
 
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -41,3 +45,89 @@ class MultilayerPerceptron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Causal self-attention, then a two-layer MLP; each reads a normalized copy of the stream.
+
+    Its linear layers bear the names that the DoRA paper targets: q_proj, k_proj, v_proj, up_proj,
+    down_proj (and o_proj, which it leaves out).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.up_proj = nn.Linear(width, 4 * width, bias=False)
+        self.down_proj = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, width = x.shape
+        h = self.attention_norm(x)
+        q, k, v = (
+            projection(h).view(batch, time, self.heads, -1).transpose(1, 2)  # (B, heads, T, size)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, heads, T, size)
+        x = x + self.o_proj(y.transpose(1, 2).reshape(batch, time, width))
+        h = self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
+        return x + h  # type: ignore[no-any-return]
+
+
+class CharGPT(nn.Module):
+    """A small pre-norm GPT over characters (see data.encode), as small as can be looked into.
+
+    Shapes: tokens (batch, time), int64, time at most context -> logits (batch, time, characters).
+
+    Reference:
+        Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2)
+    """
+
+    def __init__(
+        self,
+        characters: int = 96,
+        context: int = 64,
+        layers: int = 6,
+        heads: int = 6,
+        width: int = 96,
+    ) -> None:
+        super().__init__()
+        self.context = context
+        self.token_embedding = nn.Embedding(characters, width)
+        self.position_embedding = nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, characters, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                # What is added to the stream is smaller, so that it does not grow with the layers.
+                added = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if added else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        time = tokens.shape[1]
+        if time > self.context:
+            raise ValueError(
+                f"{time} characters at once: the model knows {self.context} positions at most"
+            )
+        x = self.token_embedding(tokens) + self.position_embedding.weight[:time]  # (B, T, width)
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+
+
+CHECKPOINT = Path(__file__).with_name("checkpoints") / "chargpt.safetensors"
+
+
+def load_pretrained(device: torch.device | str = "cpu") -> CharGPT:
+    """The CharGPT that `python -m minidora.pretrain` trained on Python's documentation."""
+    from safetensors.torch import load_file
+
+    model = CharGPT()
+    model.load_state_dict(load_file(CHECKPOINT))
+    return model.to(device)

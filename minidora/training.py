@@ -9,16 +9,16 @@ Frozen parameters stay as they are, so the same call trains a whole model or its
 import copy
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from minidora.data import Images
+from minidora.data import Images, random_windows
 
 Item = TypeVar("Item")
 
@@ -178,6 +178,81 @@ def evaluate(model: nn.Module, images: Images, batch_size: int = 1000) -> Score:
         correct += int((logits.argmax(dim=1) == batch.y).sum())
     model.train(was_training)
     return Score(total / len(images), 100 * correct / len(images))
+
+
+def fit_text(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    context: int = 64,
+    batch_size: int = 16,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    after_step: Callable[[int], None] | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Train, in place, what requires a gradient to predict the next character.
+
+    AdamW; the learning rate rises over the first twentieth of the steps, then falls in a line to 0
+    (the paper's schedule, table 8). The same seed draws the same windows for every model.
+
+    Args:
+        tokens: (n,), int64, see data.load_text.
+        after_step: called with the number of the step that was just taken, from 1.
+
+    Returns:
+        The loss of each step, in nats per character.
+
+    Raises:
+        ValueError: fewer tokens than one window, or no parameter that requires a gradient.
+    """
+    if len(tokens) <= context:
+        raise ValueError(f"{len(tokens)} tokens make no window of {context} and the one after it")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "no parameter requires a gradient: adapt(model) first, or model.requires_grad_(True)"
+        )
+    where = parameters[0].device
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
+    warmup = max(1, steps // 20)
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    model.train()
+    for step in progress_bar(range(1, steps + 1), "steps", progress):
+        share = min(step / warmup, (steps - step + 1) / max(1, steps - warmup))
+        optimizer.param_groups[0]["lr"] = learning_rate * share
+        windows = random_windows(tokens, batch_size, context + 1, generator).to(where)
+        logits = model(windows[:, :-1])  # (batch, context, characters)
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if after_step is not None:
+            after_step(step)
+    optimizer.zero_grad()
+    return losses
+
+
+@torch.no_grad()
+def evaluate_text(model: nn.Module, tokens: Tensor, context: int = 64) -> float:
+    """Mean loss over all of a text, in nats per character, each window of context on its own."""
+    was_training = model.training
+    where = next(model.parameters()).device
+    model.eval()
+    windows = tokens.unfold(0, context + 1, context)  # (windows, context + 1)
+    total = 0.0
+    for batch in windows.split(256):
+        batch = batch.to(where)
+        logits = model(batch[:, :-1]).flatten(0, 1)
+        total += float(F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
+    model.train(was_training)
+    return total / (len(windows) * context)
 
 
 def progress_bar(items: Sequence[Item], label: str, show: bool = True) -> Iterable[Item]:
