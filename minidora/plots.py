@@ -520,7 +520,7 @@ def initial_scale(
     right.set_ylim(0.75 * float(everything.min()), 1.3 * float(everything.max()))
     right.minorticks_off()
     right.set_title(
-        f"short training: mean ± standard error, {len(next(iter(losses.values())))} seeds",
+        f"after training: mean ± standard error, {len(next(iter(losses.values())))} seeds",
         fontsize=10,
     )
     handles = [Line2D([], [], color=c, marker=m, markersize=5) for c, m in styles.values()]
@@ -545,7 +545,7 @@ def initial_scale(
             f"{values[0]:.2g} to {values[-1]:.2g} percent with {name}"
             for name, values in first_step.items()
         )
-        + ". Right: loss after a short training against the learning rate; the best learning "
+        + ". Right: loss after training against the learning rate; the best learning "
         + "rate is "
         + ", ".join(f"{rate:g} with {name}" for name, rate in best.items())
         + "."

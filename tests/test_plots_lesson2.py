@@ -1,0 +1,107 @@
+"""The figures of lesson 2: what their titles and lines say against numbers worked out here."""
+
+import math
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from minidora import plots, widgets
+
+
+def title(figure: Figure) -> str:
+    """The title of the figure, or of its first axes."""
+    return figure.get_suptitle() or figure.axes[0].get_title()
+
+
+def check(figure: Figure, *needed: str) -> None:
+    """The title says what is needed, the alternative text is there, and the figure can be drawn."""
+    for text in needed:
+        assert text in title(figure)
+    assert len(str(figure.get_label())) > 60
+    figure.canvas.draw()
+
+
+def test_low_rank_sum_is_drawn_to_scale():
+    figure = plots.low_rank_sum(in_features=64, out_features=48, rank=4)
+    check(figure, "448 trained", "3,072 frozen", "14.6 %")
+    sizes = {(patch.get_height(), patch.get_width()) for patch in figure.axes[0].patches}
+    assert sizes == {(48, 64), (48, 4), (4, 64)}
+
+
+def test_gradient_norms_names_the_zero_only_where_it_is():
+    check(plots.gradient_norms([0.0, 1.0], [2.0, 1.0]), "only B has a gradient")
+    check(plots.gradient_norms([0.5, 1.0], [2.0, 1.0]), "0.5 for A, 2 for B")
+
+
+def test_update_spectra_counts_ranks_and_shares():
+    generator = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn(9, 5, generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(7, 5, generator=generator, dtype=torch.float64))
+    full = left * torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0], dtype=torch.float64) @ right.T
+    figure = plots.update_spectra(full=full, lora=left[:, :2] @ right[:, :2].T)
+    share = 100 * (9 + 4) / (9 + 4 + 1 + 1 + 1)
+    check(figure, "has rank 2", f"hold {share:.0f} %")
+    spectra = figure.axes[2].get_lines()
+    assert [len(line.get_xdata()) for line in spectra] == [5, 2]
+    assert list(spectra[0].get_ydata()) == pytest.approx([3, 2, 1, 1, 1])
+
+
+def test_scaling_rules_names_the_flattest_rule_of_each_optimizer():
+    ranks = [1, 4, 16]
+    flat, rising = [1.0, 1.0, 1.1], [0.5, 1.0, 2.0]
+    figure = plots.scaling_rules(
+        ranks,
+        {"SGD": {"first": flat, "second": rising}, "Adam": {"first": rising, "second": flat}},
+        reference=4,
+    )
+    check(figure, "with first under SGD", "with second under Adam")
+    assert [axes.get_title() for axes in figure.axes] == ["SGD", "Adam"]
+
+
+@pytest.mark.parametrize(
+    ("rates_of_large", "finding"),
+    [
+        ([1.0, 3.0], "acts like a larger learning rate: best at 0.1 for small, at 0.01 for large"),
+        ([3.0, 1.0], "best learning rate 0.1 for small, 0.1 for large"),
+    ],
+)
+def test_initial_scale_draws_its_finding_from_the_losses(rates_of_large, finding):
+    spread = torch.tensor([[-0.1], [0.1]])
+    losses = {
+        "small": torch.tensor([[4.0, 1.0]]) + spread,
+        "large": torch.tensor([rates_of_large]) + spread,
+    }
+    steps = {"small": [0.4, 0.4], "large": [2.2, 44.0]}
+    figure = plots.initial_scale([10, 4096], steps, [0.01, 0.1], losses)
+    check(figure, finding)
+    drawn = figure.axes[1].containers[1]  # error bars of "large"
+    assert list(drawn.lines[0].get_ydata()) == pytest.approx(rates_of_large)
+    (bars,) = drawn.lines[2]
+    low, high = bars.get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * math.sqrt(0.02) / math.sqrt(2), rel=1e-5)
+
+
+def test_trained_share_crosses_100_percent_at_the_break_even_rank():
+    figure = plots.trained_share([(10, 2), (64, 64)], rank=4)
+    check(figure, "Rank 4 trains 240 % of a layer 10 → 2 but 12.5 % of a layer 64 → 64")
+    markers = [line for line in figure.axes[0].get_lines() if line.get_marker() in "osD^"]
+    places = [tuple(line.get_xydata()[0]) for line in markers if len(line.get_xdata()) == 1]
+    assert places == [pytest.approx((20 / 12, 100)), pytest.approx((32, 100))]
+
+
+def test_trained_share_of_the_smallest_layer():
+    check(plots.trained_share([(1, 1)], rank=1), "Rank 1 trains 200 % of a layer 1 → 1")
+
+
+def test_merge_rounding_names_the_worst_dtype_at_one_percent():
+    figure = plots.merge_rounding([0.1, 1, 10], {"fine": [1, 0.5, 0.1], "coarse": [90, 15.2, 2]})
+    check(figure, "in coarse", "1 % of W", "15 %")
+
+
+def test_widget_draws_the_chosen_layer():
+    widget = widgets.trained_share()
+    inputs, outputs, rank = widget.children[:3]
+    inputs.value, outputs.value, rank.value = 64, 32, 8
+    widget.update()
+    check(widget.result, "Rank 8 trains 37.5 % of a layer 64 → 32")
