@@ -675,7 +675,7 @@ merge_dora.refuses(
 @lesson.exercise(
     "3.8",
     answer="DoRALinear",
-    title="The layer",
+    title="The DoRA layer",
     difficulty="hard",
     minutes=25,
     teaches="how magnitude, direction and the detached norm make one module that can be trained",

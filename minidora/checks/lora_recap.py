@@ -522,7 +522,7 @@ merge_lora.refuses(
 @lesson.exercise(
     "2.6",
     answer="LoRALinear",
-    title="The layer",
+    title="The LoRA layer",
     difficulty="hard",
     minutes=20,
     teaches="how the pieces make one module that an optimizer can train",
