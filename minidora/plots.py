@@ -21,6 +21,13 @@ from matplotlib.ticker import FixedLocator
 from torch import Tensor
 
 from minidora.adapt import adapt
+from minidora.data import Images, shift
+from minidora.experiment import (
+    Comparison,
+    detectable_difference,
+    mean_and_error,
+    seeds_to_detect,
+)
 from minidora.memory import QUANTIZATIONS, TrainingMemory, gb, gib, llama, training_memory
 
 COLORS = {
@@ -98,7 +105,7 @@ def smallest_card(count: int) -> int | None:
 
 def memory_bars(rows: Mapping[str, TrainingMemory], subject: str) -> Figure:
     """What each way to train needs, as stacked bars in GB, the peak inside step() hatched."""
-    figure = new_figure(8.2, 1.3 + 0.46 * len(rows))
+    figure = new_figure(8.2, 1.5 + 0.42 * len(rows))
     axes = figure.subplots()
     widest = max(memory.peak for memory in rows.values())
     for row, memory in enumerate(rows.values()):
@@ -117,7 +124,12 @@ def memory_bars(rows: Mapping[str, TrainingMemory], subject: str) -> Figure:
     axes.set_xlabel("GB (1e9 bytes), without activations")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _memory_legend(axes)
+    handles = [
+        Patch(fc="none" if part == "step_temporaries" else color, ec=color, label=name)
+        for part, (name, color) in MEMORY_PARTS.items()
+    ]
+    handles[-1].set_hatch("////")
+    figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=4, loc="outside lower center")
     totals = {name: memory.total for name, memory in rows.items()}
     most, least = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
     axes.set_title(
@@ -137,6 +149,8 @@ def memory_bars(rows: Mapping[str, TrainingMemory], subject: str) -> Figure:
 
 def _memory_bar(axes: Axes, row: int, left: int, size: int, part: str) -> None:
     """One part of a stacked bar, from left on; left and size in bytes."""
+    if not size:
+        return  # it would still draw its edge
     color = MEMORY_PARTS[part][1]
     passing = part == "step_temporaries"
     axes.barh(
@@ -148,15 +162,6 @@ def _memory_bar(axes: Axes, row: int, left: int, size: int, part: str) -> None:
         edgecolor=color,
         hatch="////" if passing else None,
     )
-
-
-def _memory_legend(axes: Axes) -> None:
-    handles = [
-        Patch(fc="none" if part == "step_temporaries" else color, ec=color, label=name)
-        for part, (name, color) in MEMORY_PARTS.items()
-    ]
-    handles[-1].set_hatch("////")
-    axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower right")
 
 
 def step_timeline(histories: Mapping[str, Sequence[int]], parameters: int) -> Figure:
@@ -278,18 +283,22 @@ def memory_explorer(
     )
     figure = new_figure(8.2, 3.6)
     axes = figure.subplots()
-    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0}
+    beside: dict[str, Any] = {
+        "xytext": (4, 0),
+        "textcoords": "offset points",
+        "va": "center",
+        "fontsize": 9,
+        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
+    }
     left = 0
     for row, (part, (label, _)) in enumerate(MEMORY_PARTS.items()):
         size = getattr(memory, part)
         _memory_bar(axes, row, 0, size, part)
         _memory_bar(axes, len(MEMORY_PARTS), left, size, part)
-        words = f" {label}: {_size(size)}"
-        axes.text(gb(size), row, words, va="center", fontsize=9, bbox=plain)
+        axes.annotate(f"{label}: {_size(size)}", (gb(size), row), **beside)
         left += size
-    text = f" together: {_size(memory.peak)}"
     place = (gb(memory.peak), len(MEMORY_PARTS))
-    axes.text(*place, text, va="center", fontsize=9, weight="bold", bbox=plain)
+    axes.annotate(f"together: {_size(memory.peak)}", place, weight="bold", **beside)
     card = smallest_card(memory.peak)
     limit = max(1.5 * gb(memory.peak), 1.08 * (card or 0))
     right = math.inf
@@ -1085,45 +1094,294 @@ def magnitude_share(ranks: Sequence[int], of_lora: Sequence[float], of_model: fl
     return figure
 
 
+# ---- Lesson 4: a whole model, trained and compared ----
+
+WRONG = "#D55E00"
+
+
+def shifted_digits(images: Images, name: str, before: Tensor, after: Tensor) -> Figure:
+    """Images as the base was pretrained on them and after a shift, with what the base reads.
+
+    Args:
+        images: the original images; the first 8 are drawn.
+        name: the shift, see minidora.data.SHIFTS.
+        before, after: (n,), the base's answers on all images and on the shifted ones.
+    """
+    figure = new_figure(7.6, 2.9)
+    grid = figure.subplots(2, 8)
+    rows = {"as pretrained": (images, before), name: (shift(images, name), after)}
+    for row, (title, (seen, answers)) in enumerate(rows.items()):
+        for column in range(8):
+            axes = grid[row, column]
+            axes.imshow(seen.pictures[column], cmap="gray_r", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            right = answers[column] == seen.y[column]
+            axes.set_title(
+                f"reads {answers[column]}" + ("" if right else " ✗"),
+                fontsize=9,
+                color="black" if right else WRONG,
+            )
+        grid[row, 0].set_ylabel(title, fontsize=9)
+    score = [100 * float((answers == images.y).double().mean()) for answers in (before, after)]
+    figure.suptitle(
+        f"The base reads {score[0]:.0f} % of {len(images)} images, after the {name} "
+        f"{score[1]:.0f} %",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"Eight digits of 8 by 8 pixels and the same after the {name}, each with the base's "
+        f"answer. It reads {score[0]:.0f} percent of {len(images)} images before and "
+        f"{score[1]:.0f} percent after."
+    )
+    return figure
+
+
+def learning_rate_curves(comparison: Comparison) -> Figure:
+    """Validation accuracy against the learning rate, the mean over the seeds and its error.
+
+    Drawn are the rates that were tried on every seed; a ring marks each seed's choice.
+    """
+    figure = new_figure(7.4, 4.0)
+    axes = figure.subplots()
+    best = {}
+    for k, (name, results) in enumerate(comparison.results.items()):
+        rates = sorted(set.intersection(*(set(result.validation) for result in results)))
+        points = [mean_and_error([r.validation[rate] for r in results]) for rate in rates]
+        best[name] = max(zip(points, rates, strict=True))[1]
+        axes.errorbar(
+            [rate * 1.02 ** (k - 1.5) for rate in rates],  # beside one another
+            [mean for mean, _ in points],
+            [error for _, error in points],
+            marker=MARKERS[k % len(MARKERS)],
+            color=COLORS[name],
+            markersize=5,
+            capsize=2,
+            label=f"{NAMES[name]}: best at {best[name]:g}",
+        )
+    axes.set(xscale="log", xlabel="learning rate of Adam", ylabel="validation accuracy (%)")
+    ticks = sorted(
+        {rate for rows in comparison.results.values() for r in rows for rate in r.validation}
+    )
+    shown = [t for t in ticks if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
+    axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    same = len(set(best.values())) == 1
+    axes.set_title(
+        f"The best mean lies at {next(iter(best.values())):g} for all methods"
+        if same
+        else "Where the best learning rate lies depends on the method",
+        fontsize=11,
+    )
+    said = ", ".join(f"{NAMES[name]} at {rate:g}" for name, rate in best.items())
+    figure.set_label(
+        f"Validation accuracy against the learning rate, mean of {len(comparison.seeds)} seeds "
+        f"with standard errors. The best means: {said}."
+    )
+    return figure
+
+
+def training_curves(comparison: Comparison) -> Figure:
+    """Loss on the training and the validation images of the first seed's chosen runs, by epoch.
+
+    A ring marks the epoch whose parameters were kept.
+    """
+    figure = new_figure(7.6, 3.6)
+    left, right = figure.subplots(1, 2)
+    kept, final, lowest = {}, {}, {}
+    for name, results in comparison.results.items():
+        history = results[0].history
+        kept[name] = history.best.number
+        numbers = [epoch.number for epoch in history.epochs]
+        validation = [epoch.validation.loss for epoch in history.epochs if epoch.validation]
+        left.plot(numbers, [epoch.train_loss for epoch in history.epochs], color=COLORS[name])
+        right.plot(numbers, validation, color=COLORS[name], label=NAMES[name])
+        right.plot(kept[name], min(validation), "o", color=COLORS[name], fillstyle="none")
+        final[name] = history.epochs[-1].train_loss
+        lowest[name] = min(validation)
+    left.set(yscale="log", ylabel="loss (nats, log scale)")
+    left.set_title("training images", fontsize=10)
+    right.set(yscale="log", yticks=[0.1, 0.2, 0.5, 1, 2, 5])
+    right.set_title("validation images (○ epoch kept)", fontsize=10)
+    right.set_ylim(min(lowest.values()) / 1.3)
+    for axes in (left, right):
+        axes.set(xlabel="epoch")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=9)
+    said = ", ".join(f"{NAMES[name]} {number}" for name, number in kept.items())
+    closest = [NAMES[min(losses, key=losses.__getitem__)] for losses in (final, lowest)]
+    figure.suptitle(
+        f"Seed {comparison.seeds[0]}: {closest[0]} fits the training images closest, "
+        f"{closest[1]} the validation images",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"Loss by epoch on training and validation images, seed {comparison.seeds[0]}. Epochs "
+        f"kept: {said}."
+    )
+    return figure
+
+
+def paired_differences(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Figure:
+    """Differences in test accuracy, seed by seed, their 95 % interval, and what was detectable."""
+    figure = new_figure(7.6, 1.3 + 0.62 * len(pairs))
+    axes = figure.subplots()
+    said = []
+    for row, (first, second) in enumerate(pairs):
+        d = comparison.difference(first, second)
+        axes.barh(row, 2 * d.detectable, 0.62, -d.detectable, color="#eeeeee", zorder=0)
+        offsets = [row + 0.16 * ((k % 5) / 2 - 1) for k in range(len(d.values))]
+        axes.plot(d.values, offsets, "o", color="#777777", markersize=4, alpha=0.8)
+        color = COLORS[first]
+        axes.plot([d.low, d.high], [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
+        axes.plot(d.mean, row, "D", color=color, markersize=7)
+        axes.text(
+            1.01, row, d.verdict, transform=axes.get_yaxis_transform(), va="center", fontsize=9
+        )
+        said.append(
+            f"{NAMES[first]} minus {NAMES[second]}: {d.low:.1f} to {d.high:.1f}, {d.verdict}"
+        )
+    axes.axvline(0, color="black", linewidth=0.8)
+    names = [f"{NAMES[first]}\nminus {NAMES[second]}" for first, second in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference in test accuracy (percentage points)")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    handles: list[Any] = [
+        Line2D([], [], marker="o", color="#777777", linestyle="", markersize=4, label="one seed"),
+        Line2D([], [], marker="D", color="#333333", linewidth=2.4, label="mean, 95 % interval"),
+        Patch(color="#eeeeee", label="too small to detect (power 80 %)"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    found = sum("detected" not in line for line in said)
+    axes.set_title(
+        f"{found} of {len(pairs)} differences are detected with {len(comparison.seeds)} seeds",
+        fontsize=11,
+    )
+    figure.set_label("Paired differences in percentage points. " + "; ".join(said) + ".")
+    return figure
+
+
+def seeds_needed(spread: float, reported: Mapping[str, float] | None = None) -> Figure:
+    """The smallest difference that a paired t test detects, against the number of seeds.
+
+    Args:
+        spread: standard deviation of the difference from seed to seed, in percentage points.
+        reported: source -> a difference in percentage points, drawn as a level.
+    """
+    reported = reported or {}
+    figure = new_figure(7.6, 3.9)
+    axes = figure.subplots()
+    counts = [2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 80, 130, 200, 300, 500]
+    detectable = [detectable_difference(spread / n**0.5, n) for n in counts]
+    axes.loglog(counts, detectable, "o-", color=COLORS["dora"], markersize=4)
+    needed = {name: seeds_to_detect(level, spread) for name, level in reported.items()}
+    for name, level in reported.items():
+        axes.axhline(level, color="#555555", linewidth=1, linestyle="--", zorder=0)
+        end = "right" if needed[name] < 20 else "left"  # the side where the curve is not
+        axes.text(
+            counts[-1] if end == "right" else counts[0], level * 1.03,
+            f"{name}: {level:g} points, {needed[name]} seeds", ha=end, va="bottom", fontsize=9,
+        )  # fmt: skip
+    axes.set(xlabel="seeds", ylabel="smallest difference detected\n(percentage points)")
+    axes.set_xticks(
+        [2, 5, 10, 20, 50, 100, 200, 500], ["2", "5", "10", "20", "50", "100", "200", "500"]
+    )
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    five = detectable[counts.index(5)]
+    axes.set_title(
+        f"With a spread of {spread:.2g} points, 5 seeds detect {five:.2g} points and more",
+        fontsize=11,
+    )
+    said = "".join(
+        f" {name} ({level:g} points) takes {needed[name]} seeds."
+        for name, level in reported.items()
+    )
+    figure.set_label(
+        f"Smallest detectable difference against the number of seeds, falling from "
+        f"{detectable[0]:.2g} points at 2 seeds to {detectable[-1]:.2g} at {counts[-1]}.{said}"
+    )
+    return figure
+
+
+def accuracy_and_bytes(comparison: Comparison) -> Figure:
+    """Test accuracy of every seed, and the bytes of training state, method by method."""
+    figure = new_figure(7.6, 3.6)
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    names = list(comparison.results)
+    accuracies = [comparison.accuracies(name) for name in names]
+    for seed in zip(*accuracies, strict=True):
+        left.plot(range(len(names)), seed, color="#cccccc", linewidth=0.8, zorder=0)
+    for k, (name, values) in enumerate(zip(names, accuracies, strict=True)):
+        mean, error = mean_and_error(values)
+        left.plot([k] * len(values), values, "o", color=COLORS[name], markersize=3.5, alpha=0.5)
+        left.errorbar(k, mean, error, marker="D", color=COLORS[name], markersize=7, capsize=4)
+    left.set(ylabel="test accuracy (%)", title="each line is a seed, ◆ mean ± standard error")
+    sizes = [comparison.results[name][0].state_bytes for name in names]
+    right.bar(range(len(names)), [s / 1000 for s in sizes], color=[COLORS[n] for n in names])
+    for k, size in enumerate(sizes):
+        right.text(k, size / 1000, f"{size / 1000:.0f}", ha="center", va="bottom", fontsize=9)
+    right.set(ylabel="kB (1000 bytes)", title="training state")
+    for axes in (left, right):
+        axes.title.set_fontsize(9)
+        axes.set_xticks(
+            range(len(names)), [NAMES[n].replace(" ", "\n", 1) for n in names], fontsize=8
+        )
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    base = sum(comparison.shifted) / len(comparison.shifted)
+    means = {name: sum(v) / len(v) for name, v in zip(names, accuracies, strict=True)}
+    figure.suptitle(
+        f"{comparison.shift}: from {base:.0f} % to "
+        + ", ".join(f"{mean:.1f} % ({NAMES[name]})" for name, mean in means.items()),
+        fontsize=10,
+    )
+    figure.set_label(
+        f"Test accuracy after the {comparison.shift}, over {len(comparison.seeds)} seeds; the "
+        f"frozen base has {base:.0f} percent. "
+        + ", ".join(
+            f"{NAMES[name]} {means[name]:.1f} percent with {size:,} bytes of training state"
+            for name, size in zip(names, sizes, strict=True)
+        )
+        + "."
+    )
+    return figure
+
+
 # ---- Checks: an answer beside its target ----
 
 
 def yours_beside_target(yours: Tensor, target: Tensor) -> Figure:
-    """Two matrices of one or of different shapes in the same colours, and where they differ.
+    """An answer, the right one and their difference, three matrices in the same colours.
 
     Args:
-        yours, target: two-dimensional, on the CPU; NaN stays white.
+        yours, target: two-dimensional, of the same shape, on the CPU; a NaN stays white.
     """
-    panels = {"yours": yours.double(), "target": target.double()}
-    finite = [value[value.isfinite()].abs().max().item() for value in panels.values()]
-    limit = max(*finite, 1e-30)
+    yours, target = yours.double(), target.double()
+    panels = {"yours": yours, "target": target, "yours - target": yours - target}
+    limit = float(torch.stack([yours, target]).nan_to_num(0, 0, 0).abs().max()) or 1.0
     figure = new_figure(7.0, 2.6)
-    same_shape = yours.shape == target.shape
-    all_axes = figure.subplots(1, 3 if same_shape else 2, squeeze=False)[0]
-    if same_shape:
-        panels["yours - target"] = panels["yours"] - panels["target"]
+    all_axes = figure.subplots(1, 3)
     for axes, (name, value) in zip(all_axes, panels.items(), strict=True):
         image = axes.imshow(value.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axes.set(title=f"{name}, {tuple(value.shape)}", xlabel="column", ylabel="row")
-        axes.set_xticks(range(value.shape[1]))
-        axes.set_yticks(range(value.shape[0]))
-        if value.numel() <= 30:
-            for row in range(value.shape[0]):
-                for column in range(value.shape[1]):
-                    entry = value[row, column].item()
-                    dark = abs(entry) > 0.6 * limit
-                    axes.text(
-                        column, row, f"{entry:.2g}", ha="center", va="center", fontsize=8,
-                        color="white" if dark else "black",
-                    )  # fmt: skip
+        axes.set(title=name, xlabel="column", ylabel="row")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        for row, entries in enumerate(value.tolist() if value.numel() <= 30 else []):
+            for column, entry in enumerate(entries):
+                c = "white" if abs(entry) > 0.6 * limit else "black"
+                axes.text(column, row, f"{entry:.2g}", ha="center", va="center", c=c, fontsize=8)
     figure.colorbar(image, ax=list(all_axes), shrink=0.8, label="entry")
-    if same_shape:
-        off = (yours.double() - target.double()).abs() > 1e-5 * limit
-        finding = f"{int(off.sum())} of {off.numel()} entries differ"
-    else:
-        finding = f"the shapes differ: yours {tuple(yours.shape)}, target {tuple(target.shape)}"
+    off = ~((yours - target).abs() <= 1e-5 * limit)
+    finding = f"{int(off.sum())} of {off.numel()} entries are off"
     figure.suptitle(finding)
-    figure.set_label(f"Heat maps of your matrix and of the right one; {finding}.")
+    figure.set_label(f"Heat maps of your matrix, the right one and the difference: {finding}.")
     return figure
 
 
@@ -1182,5 +1440,274 @@ def bench_ratios(report: Mapping[str, Any]) -> Figure:
     figure.set_label(
         f"{finding}. Two panels of ratios to our LoRA on a logarithmic axis, a training step and "
         f"one token, one row for each of {len(keys)} shapes, quartiles as bars."
+    )
+    return figure
+
+
+def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
+    """What a training step costs, form by form: FLOPs, bytes held and most bytes alive.
+
+    Args:
+        costs: form -> (FLOPs, bytes held for the backward pass, peak bytes). First LoRA, the
+            yardstick; then the forms from the definition to the package's layer.
+    """
+    lora, start, *_, end = costs
+    panels = (
+        ("FLOPs / LoRA's", [flops / costs[lora][0] for flops, _, _ in costs.values()], "%.2f"),
+        ("held for backward (MiB)", [held / 2**20 for _, held, _ in costs.values()], "%.2f"),
+        ("most alive at once (MiB)", [peak / 2**20 for *_, peak in costs.values()], "%.1f"),
+    )
+    figure = new_figure(9.2, 1.3 + 0.36 * len(costs))
+    colors = [COLORS["lora"], *[COLORS["base"]] * (len(costs) - 2), COLORS["dora"]]
+    for axes, (label, values, form) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        bars = axes.barh(range(len(costs)), values, color=colors, height=0.62)
+        axes.bar_label(bars, fmt=f" {form}", fontsize=8.5)
+        axes.set(xlabel=label, xlim=(0, 1.28 * max(values)))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(costs)), list(costs), fontsize=9)
+    axes.invert_yaxis()
+    flops, held, peak = ([values[1], values[-1]] for _, values, _ in panels)
+    figure.suptitle(
+        f"From the definition to the layer: FLOPs {flops[0]:.2f} → {flops[1]:.2f} times LoRA's, "
+        f"held {held[0]:.1f} → {held[1]:.1f} MiB, peak {peak[0]:.0f} → {peak[1]:.0f} MiB",
+        fontsize=11,
+    )
+    rows = zip(costs, *(values for _, values, _ in panels), strict=True)
+    figure.set_label(
+        f"Bars for each form, from {start} to {end}, beside {lora}: "
+        + "; ".join(
+            f"{name}: FLOPs {f:.2f} times, held {h:.2f} MiB, peak {p:.1f} MiB"
+            for name, f, h, p in rows
+        )
+        + "."
+    )
+    return figure
+
+
+def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
+    """Memory during one training step, operation by operation.
+
+    Args:
+        histories: form -> (LiveBytes.history of a step, operations in its forward pass).
+    """
+    figure = new_figure(8.2, 3.6)
+    axes = figure.subplots()
+    colors = (COLORS["lora"], "#000000", "#CC79A7", "#009E73", COLORS["dora"])
+    peaks: dict[str, float] = {}
+    for (name, (history, forward)), color in zip(histories.items(), colors, strict=False):
+        mib = [size / 2**20 for size in [0, *history]]
+        backward = len(history) - forward
+        # The forward pass from 0 to 1, the backward pass from 1 to 2, whatever their operations.
+        progress = [i / forward for i in range(forward)]
+        progress += [1 + i / backward for i in range(backward + 1)]
+        peaks[name] = max(mib)
+        axes.plot(progress, mib, color=color, drawstyle="steps-post", lw=1.8, label=name)
+    axes.axvline(1, color=COLORS["base"], lw=1, zorder=0)
+    axes.set_xticks([0.5, 1.5], ["forward pass", "backward pass"])
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylabel="alive (MiB)", xlim=(0, 2), ylim=(0, 1.05 * max(peaks.values())))
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    most, least = max(peaks, key=peaks.__getitem__), min(peaks, key=peaks.__getitem__)
+    axes.set_title(
+        f"One training step needs {peaks[most]:.0f} MiB as {most}, {peaks[least]:.1f} as {least}",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Steps of the memory alive in one forward and backward pass; the most at once is "
+        + ", ".join(f"{peak:.1f} MiB for {name}" for name, peak in peaks.items())
+        + "."
+    )
+    return figure
+
+
+def digits_lost(
+    residuals: Sequence[float], errors: Mapping[str, Sequence[float]], expected: Sequence[float]
+) -> Figure:
+    """Error of the norm of W + s B A where the sum nearly cancels.
+
+    Args:
+        residuals: ||W + s B A|| / ||W||, falling.
+        errors: way to compute the norm -> its relative error at each residual. The first is the
+            factored formula, the last the package's.
+        expected: what the arithmetic says of the factored formula.
+    """
+    figure = new_figure(7.6, 3.8)
+    axes = figure.subplots()
+    axes.plot(residuals, expected, color=COLORS["base"], lw=5, alpha=0.5,
+              label="eps ||W||² / (2 ||W + s B A||²)")  # fmt: skip
+    styles = zip(errors.items(), ("#CC79A7", "#009E73", COLORS["dora"]), "s^o", strict=True)
+    for (name, values), color, marker in styles:
+        axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=5, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.axhline(1, color="#dddddd", lw=1, zorder=0)
+    axes.set(xlabel="what is left of W: ||W + s B A|| / ||W||", ylabel="relative error of the norm")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    (formula, lost), *_, (ours, kept) = errors.items()
+    place = min(range(len(residuals)), key=lambda i: abs(math.log(residuals[i] / 0.01)))
+    left = f"{100 * residuals[place]:.2g} %"
+    axes.set_title(
+        f"Where {left} of W is left, {formula} is off by {100 * lost[place]:.1g} %,\n"
+        f"{ours} by {100 * kept[place]:.1g} %",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"Relative error of the norm against what is left of W, both logarithmic. At {left}: "
+        + ", ".join(f"{name} {values[place]:.1e}" for name, values in errors.items())
+        + f". At the smallest residual, {residuals[-1]:g}: "
+        + ", ".join(f"{name} {values[-1]:.1e}" for name, values in errors.items())
+        + "."
+    )
+    return figure
+
+
+def roundings(errors: Mapping[str, Mapping[str, float]], counted: Mapping[str, int]) -> Figure:
+    """Error of half-precision forms, in units of a plain layer's, beside the root of the roundings.
+
+    Args:
+        errors: form -> magnitudes -> relative RMS error / that of a plain layer.
+        counted: form -> roundings that an output goes through.
+    """
+    figure = new_figure(8.0, 1.6 + 0.42 * len(errors))
+    axes = figure.subplots()
+    for row, (form, values) in enumerate(errors.items()):
+        expected = math.sqrt(counted[form])
+        axes.vlines(expected, row - 0.32, row + 0.32, color=COLORS["full"], lw=2)
+        axes.text(expected, row - 0.36, f"√{counted[form]}", ha="center", fontsize=9)
+        for value, color, marker in zip(values.values(), ALTERNATIVES[1:], "o^s", strict=False):
+            axes.plot(value, row, marker, color=color, markersize=7, alpha=0.9)
+    axes.axvline(1, color=COLORS["base"], lw=1.2, zorder=0)
+    axes.set_yticks(range(len(errors)), list(errors), fontsize=9)
+    axes.set_ylim(len(errors) - 0.5, -0.75)
+    axes.set_xlim(0.95, 2.1)
+    axes.set_xlabel("relative RMS error / that of a plain bf16 nn.Linear")
+    names = list(next(iter(errors.values())))
+    handles = [
+        Line2D([], [], color=color, marker=marker, ls="", markersize=7)
+        for color, marker in zip(ALTERNATIVES[1 : 1 + len(names)], "o^s", strict=False)
+    ]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    worst = {form: max(values.values()) for form, values in errors.items()}
+    most, least = max(worst, key=worst.__getitem__), min(worst, key=worst.__getitem__)
+    axes.set_title(
+        f"{most}: up to {worst[most]:.2f} times a plain layer's error; {least}: {worst[least]:.2f}",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Error in units of a plain bf16 layer's, beside the root of the number of roundings: "
+        + "; ".join(
+            f"{form}, √{counted[form]}: "
+            + ", ".join(f"{value:.2f} {name}" for name, value in values.items())
+            for form, values in errors.items()
+        )
+        + "."
+    )
+    return figure
+
+
+def step_flops(in_features: int, out_features: int, rank: int, tokens: int) -> dict[str, int]:
+    """FLOPs of the products in one training step of a layer in the middle of a model, by form.
+
+    A product (a, b) x (b, c) counts 2 a b c. The gradient of x is needed, that of W is not.
+    """
+    size = in_features * out_features
+    layer, low = 2 * tokens * size, 2 * tokens * rank * (in_features + out_features)
+    product = 2 * size * rank  # B A
+    lora = 2 * layer + 3 * low
+    return {
+        "frozen nn.Linear": 2 * layer,
+        "LoRA": lora,
+        "DoRA, ours": lora + product + 2 * rank**2 * (in_features + out_features),
+        "DoRA, PEFT": lora + product + 2 * in_features**2 * rank,  # the identity matrix times A
+        "DoRA, merged form": 3 * layer + 3 * product,
+    }
+
+
+def flops_by_tokens(in_features: int = 4096, out_features: int = 4096, rank: int = 16) -> Figure:
+    """FLOPs of a training step, in units of LoRA's, over the number of tokens (step_flops)."""
+    tokens = [2**k for k in range(15)]
+    figure = new_figure(7.8, 3.8)
+    axes = figure.subplots()
+    styles = {
+        "DoRA, merged form": ("#000000", "s"),
+        "DoRA, PEFT": ("#009E73", "^"),
+        "DoRA, ours": (COLORS["dora"], "o"),
+        "frozen nn.Linear": (COLORS["base"], "v"),
+    }
+    counts = [step_flops(in_features, out_features, rank, t) for t in tokens]
+    ratios = {name: [count[name] / count["LoRA"] for count in counts] for name in styles}
+    for name, (color, marker) in styles.items():
+        axes.plot(tokens, ratios[name], marker, ls="-", color=color, markersize=4.5, label=name)
+    axes.axhline(1, color=COLORS["lora"], lw=1.5, label="LoRA", zorder=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(tokens[::2], [f"{t:,}" for t in tokens[::2]])
+    top = max(max(values) for values in ratios.values())
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+    axes.set_yticks([tick for tick in ticks if tick <= top], minor=False)
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set(xlabel="tokens in a step", ylabel="FLOPs / LoRA's")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    place = tokens.index(1024)
+    ours, theirs = ratios["DoRA, ours"], ratios["DoRA, PEFT"]
+    layer = f"{in_features} → {out_features}, rank {rank}"
+    axes.set_title(
+        f"{layer}: the norm adds {100 * (ours[place] - 1):.2g} % to LoRA's step with 1,024 tokens\n"
+        f"and makes it {ours[0]:.1f} times as large with one (PEFT {theirs[0]:.1f})",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"FLOPs of a training step in units of LoRA's for a layer {layer}, from 1 to 16,384 tokens,"
+        " both axes logarithmic. With 1 and with 1,024 tokens: "
+        + "; ".join(
+            f"{name} {values[0]:.2f}, {values[place]:.3f}" for name, values in ratios.items()
+        )
+        + "."
+    )
+    return figure
+
+
+def scaling_paper(rows: Mapping[str, Sequence[float]]) -> Figure:
+    """Seconds per step of four ways to compute DoRA, in units of PEFT's.
+
+    Args:
+        rows: GPU and model -> seconds of PEFT, dense B A, factored norm in eager mode, fused.
+    """
+    names = ("PEFT: identity matrix", "dense B A", "factored norm, eager", "factored norm, fused")
+    figure = new_figure(8.0, 1.7 + 0.34 * len(rows))
+    axes = figure.subplots()
+    styles = zip(names, ("#009E73", "#000000", COLORS["dora"], "#CC79A7"), "^soD", strict=True)
+    shares = [100 * (peft - dense) / (peft - fused) for peft, dense, _, fused in rows.values()]
+    for number, (name, color, marker) in enumerate(styles):
+        values = [seconds[number] / seconds[0] for seconds in rows.values()]
+        axes.plot(values, range(len(rows)), marker, color=color, label=name, markersize=7)
+    axes.hlines(range(len(rows)), 0.5, 1.0, color="#eeeeee", zorder=0)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("time of a step / PEFT's")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2)
+    figure.suptitle(
+        f"{min(shares):.0f} to {max(shares):.0f} % of the time saved is saved "
+        "by leaving out the identity matrix",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Time of a step in units of PEFT's, for "
+        + "; ".join(
+            f"{row}: dense {dense / peft:.2f}, factored eager {eager / peft:.2f}, "
+            f"fused {fused / peft:.2f}"
+            for row, (peft, dense, eager, fused) in rows.items()
+        )
+        + f". The dense form alone saves {min(shares):.0f} to {max(shares):.0f} percent of what "
+        "the fused one saves."
     )
     return figure

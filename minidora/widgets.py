@@ -15,7 +15,6 @@ from ipywidgets import (
     SelectionSlider,
     VBox,
     Widget,
-    interactive,
 )
 from matplotlib.figure import Figure
 
@@ -51,15 +50,13 @@ def memory_explorer() -> VBox:
 # ---- Lesson 2: a low-rank update ----
 
 
-def trained_share() -> Widget:
+def trained_share() -> VBox:
     """Choose a layer and a rank: see plots.trained_share."""
 
     def draw(in_features: int, out_features: int, rank: int) -> Figure:
-        figure = plots.trained_share([(in_features, out_features)], rank)
-        plots.show(figure)
-        return figure
+        return plots.trained_share([(in_features, out_features)], rank)
 
-    return interactive(
+    return _picture(
         draw,
         in_features=_powers_of_two("inputs", 1024, 16384),
         out_features=_powers_of_two("outputs", 1024, 16384),
@@ -123,4 +120,17 @@ def _slider(description: str, value: float, low: float, high: float, step: float
         continuous_update=False,
         style={"description_width": "9em"},
         layout={"width": "26em"},
+    )
+
+
+# ---- Lesson 6: what the layers cost ----
+
+
+def flops_by_tokens() -> VBox:
+    """Choose a layer and a rank: see plots.flops_by_tokens."""
+    return _picture(
+        plots.flops_by_tokens,
+        in_features=_powers_of_two("inputs", 4096, 16384),
+        out_features=_powers_of_two("outputs", 4096, 16384),
+        rank=_powers_of_two("rank", 16, 1024),
     )
