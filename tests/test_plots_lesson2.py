@@ -100,8 +100,9 @@ def test_merge_rounding_names_the_worst_dtype_at_one_percent():
 
 
 def test_widget_draws_the_chosen_layer():
-    widget = widgets.trained_share()
-    inputs, outputs, rank = widget.children[:3]
-    inputs.value, outputs.value, rank.value = 64, 32, 8
-    widget.update()
-    check(widget.result, "Rank 8 trains 37.5 % of a layer 64 → 32")
+    *sliders, picture = widgets.trained_share().children
+    for slider, value in zip(sliders, (64, 32, 8), strict=True):
+        slider.value = value
+    figure = plots.trained_share([(64, 32)], rank=8)
+    check(figure, "Rank 8 trains 37.5 % of a layer 64 → 32")
+    assert plots.png(figure) in picture.value
