@@ -62,10 +62,10 @@ class Worker:
         try:
             self.connection.settimeout(wait)
             self.connection.sendall(LENGTH.pack(len(data)) + data)
-            while True:
-                reply = json.loads(self._message(deadline))
-                if reply["number"] == self.number:
-                    return dict(reply)
+            reply = dict(json.loads(self._message(deadline)))
+            if reply["number"] != self.number:
+                raise Lost("your code wrote into the connection of the check")
+            return reply
         except Lost:
             raise
         except OSError:

@@ -149,7 +149,8 @@ def close_the_book(closed: Sequence[str], shut: Sequence[str]) -> None:
 
     Args:
         closed: modules to remove ("minidora.dora").
-        shut: files and folders that Python code may not open from now on.
+        shut: files and folders that Python code may not open from now on. It may write only to
+            the working folder.
     """
     import minidora
 
@@ -168,13 +169,20 @@ def close_the_book(closed: Sequence[str], shut: Sequence[str]) -> None:
             delattr(minidora, name)
     gc.collect()
     folders = tuple(os.path.realpath(path) for path in shut)
+    own = os.path.realpath(os.getcwd())
     starts = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.startfile")
+
+    def inside(path: str, folder: str) -> bool:
+        return path == folder or path.startswith(folder + os.sep)
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
             path = os.path.realpath(os.fsdecode(args[0]))
-            if any(path == folder or path.startswith(folder + os.sep) for folder in folders):
+            if any(inside(path, folder) for folder in folders):
                 raise PermissionError(f"{path} is closed while a class is graded")
+            writes = args[2] & (os.O_WRONLY | os.O_RDWR)
+            if writes and not inside(path, own) and not inside(path, "/dev"):
+                raise PermissionError(f"{path}: only the working folder may be written to")
         elif event in starts:
             raise PermissionError("no other program may be started while a class is graded")
 
