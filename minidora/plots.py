@@ -1213,11 +1213,12 @@ def training_curves(comparison: Comparison) -> Figure:
     right.legend(frameon=False, fontsize=9)
     said = ", ".join(f"{NAMES[name]} {number}" for name, number in kept.items())
     closest = [NAMES[min(losses, key=losses.__getitem__)] for losses in (final, lowest)]
-    figure.suptitle(
-        f"Seed {comparison.seeds[0]}: {closest[0]} fits the training images closest, "
-        f"{closest[1]} the validation images",
-        fontsize=11,
-    )
+    finding = f"{closest[0]} fits training and validation images closest"
+    if closest[0] != closest[1]:
+        finding = (
+            f"{closest[0]} fits the training images closest, {closest[1]} the validation images"
+        )
+    figure.suptitle(f"Seed {comparison.seeds[0]}: {finding}", fontsize=11)
     figure.set_label(
         f"Loss by epoch on training and validation images, seed {comparison.seeds[0]}. Epochs "
         f"kept: {said}."
@@ -1282,16 +1283,17 @@ def seeds_needed(spread: float, reported: Mapping[str, float] | None = None) -> 
     needed = {name: seeds_to_detect(level, spread) for name, level in reported.items()}
     for name, level in reported.items():
         axes.axhline(level, color="#555555", linewidth=1, linestyle="--", zorder=0)
-        end = "right" if needed[name] < 20 else "left"  # the side where the curve is not
-        axes.text(
-            counts[-1] if end == "right" else counts[0], level * 1.03,
-            f"{name}: {level:g} points, {needed[name]} seeds", ha=end, va="bottom", fontsize=9,
-        )  # fmt: skip
+        label = f"{name}: {level:g} points, {needed[name]} seeds"
+        if needed[name] < 20:  # then the curve is below the level on the right, else above it left
+            axes.text(counts[-1], level * 1.03, label, ha="right", va="bottom", fontsize=9)
+        else:
+            axes.text(counts[0], level / 1.06, label, ha="left", va="top", fontsize=9)
     axes.set(xlabel="seeds", ylabel="smallest difference detected\n(percentage points)")
     axes.set_xticks(
         [2, 5, 10, 20, 50, 100, 200, 500], ["2", "5", "10", "20", "50", "100", "200", "500"]
     )
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0.8 * min([detectable[-1], *reported.values()]))
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     five = detectable[counts.index(5)]
@@ -1510,9 +1512,10 @@ def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
     axes.set(ylabel="alive (MiB)", xlim=(0, 2), ylim=(0, 1.05 * max(peaks.values())))
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    most, least = max(peaks, key=peaks.__getitem__), min(peaks, key=peaks.__getitem__)
+    shown = {max(peaks, key=peaks.__getitem__), list(peaks)[0], list(peaks)[-1]}
     axes.set_title(
-        f"One training step needs {peaks[most]:.0f} MiB as {most}, {peaks[least]:.1f} as {least}",
+        "Most alive at once in a training step: "
+        + ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items() if name in shown),
         fontsize=11,
     )
     figure.set_label(
@@ -1538,9 +1541,11 @@ def digits_lost(
     axes = figure.subplots()
     axes.plot(residuals, expected, color=COLORS["base"], lw=5, alpha=0.5,
               label="eps ||W||² / (2 ||W + s B A||²)")  # fmt: skip
-    styles = zip(errors.items(), ("#CC79A7", "#009E73", COLORS["dora"]), "s^o", strict=True)
-    for (name, values), color, marker in styles:
-        axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=5, label=name)
+    styles = (("s", "#CC79A7", 5, "full"), ("^", "#009E73", 10, "none"), ("o", COLORS["dora"], 5,
+              "full"))  # fmt: skip
+    for (name, values), (marker, color, size, fill) in zip(errors.items(), styles, strict=True):
+        axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=size,
+                  fillstyle=fill, label=name)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()
@@ -1552,8 +1557,8 @@ def digits_lost(
     place = min(range(len(residuals)), key=lambda i: abs(math.log(residuals[i] / 0.01)))
     left = f"{100 * residuals[place]:.2g} %"
     axes.set_title(
-        f"Where {left} of W is left, {formula} is off by {100 * lost[place]:.1g} %,\n"
-        f"{ours} by {100 * kept[place]:.1g} %",
+        f"Where {left} of W is left, {formula} is off by {lost[place]:.0e}, "
+        f"{ours} by {kept[place]:.0e}",
         fontsize=11,
     )
     figure.set_label(
@@ -1578,9 +1583,10 @@ def roundings(errors: Mapping[str, Mapping[str, float]], counted: Mapping[str, i
     for row, (form, values) in enumerate(errors.items()):
         expected = math.sqrt(counted[form])
         axes.vlines(expected, row - 0.32, row + 0.32, color=COLORS["full"], lw=2)
-        axes.text(expected, row - 0.36, f"√{counted[form]}", ha="center", fontsize=9)
-        for value, color, marker in zip(values.values(), ALTERNATIVES[1:], "o^s", strict=False):
-            axes.plot(value, row, marker, color=color, markersize=7, alpha=0.9)
+        axes.text(expected, row - 0.38, f"√{counted[form]}", ha="center", fontsize=9)
+        styles = zip(values.values(), ALTERNATIVES[1:], "o^s", (0.16, 0, -0.16), strict=False)
+        for value, color, marker, offset in styles:
+            axes.plot(value, row + offset, marker, color=color, markersize=7)
     axes.axvline(1, color=COLORS["base"], lw=1.2, zorder=0)
     axes.set_yticks(range(len(errors)), list(errors), fontsize=9)
     axes.set_ylim(len(errors) - 0.5, -0.75)
