@@ -241,7 +241,7 @@ def measure_memory(model: nn.Module, optimizer: torch.optim.Optimizer) -> Traini
     )
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """Within it, count the bytes of storages that operations make and that are still alive.
 
     It looks after each operation that PyTorch dispatches, so a workspace inside a kernel is not
