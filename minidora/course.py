@@ -38,7 +38,6 @@ def execute(path: Path, timeout: int = 300) -> None:
         timeout=timeout,
         kernel_name="python3",
         record_timing=False,
-        store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     for cell in notebook.cells:
