@@ -325,6 +325,15 @@ def write(report: dict[str, Any], folder: Path) -> Path:
     return path
 
 
+def load_reports(folder: Path = Path(__file__).parents[1] / "benchmarks") -> dict[str, Any]:
+    """The reports in a folder, by name ("cpu-eager"): the repository's, wherever one calls from.
+
+    An empty dict where there are none, as in a package that was installed without its repository.
+    """
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
 def markdown_table(report: dict[str, Any]) -> str:
     """The training steps of a report as a table: time as a ratio to our LoRA, held and peak in MiB.
 

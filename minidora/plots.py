@@ -1512,7 +1512,8 @@ def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
     axes.set(ylabel="alive (MiB)", xlim=(0, 2), ylim=(0, 1.05 * max(peaks.values())))
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    shown = {max(peaks, key=peaks.__getitem__), list(peaks)[0], list(peaks)[-1]}
+    first, *_, last = peaks
+    shown = {first, max(peaks, key=peaks.__getitem__), last}
     axes.set_title(
         "Most alive at once in a training step: "
         + ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items() if name in shown),
@@ -1541,11 +1542,9 @@ def digits_lost(
     axes = figure.subplots()
     axes.plot(residuals, expected, color=COLORS["base"], lw=5, alpha=0.5,
               label="eps ||W||² / (2 ||W + s B A||²)")  # fmt: skip
-    styles = (("s", "#CC79A7", 5, "full"), ("^", "#009E73", 10, "none"), ("o", COLORS["dora"], 5,
-              "full"))  # fmt: skip
-    for (name, values), (marker, color, size, fill) in zip(errors.items(), styles, strict=True):
-        axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=size,
-                  fillstyle=fill, label=name)  # fmt: skip
+    styles = (("s", "#CC79A7", 5), ("^", "#009E73", 10), ("o", COLORS["dora"], 5))
+    for (name, values), (marker, color, size) in zip(errors.items(), styles, strict=True):
+        axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=size, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()

@@ -76,6 +76,17 @@ def test_the_command_writes_json_and_a_figure(
     assert (tmp_path / "cpu-eager.png").stat().st_size > 10_000
 
 
+def test_reports_are_read_from_the_repository_wherever_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(bench.load_reports()) == [path.stem for path in REPORTS]
+    assert bench.load_reports(tmp_path / "nowhere") == {}
+    report = {"machine": {"dtype": "bfloat16", "mode": "eager"}, "results": []}
+    bench.write(report, tmp_path)
+    assert bench.load_reports(tmp_path) == {"cuda-eager": report}
+
+
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.name)
 def test_the_readme_shows_the_committed_results(path: Path) -> None:
     table = bench.markdown_table(json.loads(path.read_text()))
