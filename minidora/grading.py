@@ -196,7 +196,9 @@ class Session:
     def _run_cells(self) -> None:
         """Run every code cell but the checks, again without those that ended the process."""
         while self.worker is None:
+            begun = time.monotonic()
             self.worker = self.nursery.start(self.limits.memory_gib)
+            self.deadline += time.monotonic() - begun  # this is not the notebook's time
             folder = self.folder.name if self.shut else str(self.notebook.path.parent.resolve())
             self.ask("enter", 30.0, folder=folder, closed=self.lesson.closed, shut=self.shut)
             for cell in self.notebook.cells:
