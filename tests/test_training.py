@@ -65,6 +65,21 @@ def test_one_full_batch_step_is_adam_s_first_step() -> None:
     assert all(p.grad is None for p in layer.parameters())
 
 
+def test_several_full_batch_steps_are_a_plain_loop_s() -> None:
+    images = blobs()
+    images = Images(images.x.double(), images.y, images.index)
+    model, plain = perceptron().double(), perceptron().double()
+    fit(model, images, epochs=4, learning_rate=0.03, batch_size=60, progress=False)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.03, foreach=False)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = -plain(images.x).log_softmax(dim=1)[torch.arange(60), images.y].mean()
+        loss.backward()
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("batch_size", [7, 1000])
 def test_evaluate_is_the_mean_over_all_images(batch_size: int) -> None:
     images, model = blobs(), perceptron().double()
