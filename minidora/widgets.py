@@ -94,6 +94,14 @@ def gradient_split() -> VBox:
     return _picture(plots.gradient_split, angle=_slider("step to row (°)", 50.0, 0.0, 180.0, 5.0))
 
 
+# ---- Lesson 4: a whole model, trained and compared ----
+
+
+def seeds_needed() -> VBox:
+    """Set how much the difference spreads from seed to seed: see plots.seeds_needed."""
+    return _picture(plots.seeds_needed, spread=_slider("spread (points)", 1.0, 0.1, 5.0, 0.1))
+
+
 def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
     """The sliders, and below them draw(**their values) as a picture with its alternative text."""
     picture = HTML()
