@@ -162,9 +162,9 @@ def test_pip_lines(tmp_path):
     done = run(f"{PIP_LINES[1]} --no-index --no-deps --no-build-isolation", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     where = "import minidora, minidora_command; print(minidora.__file__)"
-    used = run(f".venv/bin/python -c {shlex.quote(where)}", cwd=tmp_path / "minidora")
+    used = run(f"{tmp_path}/.venv/bin/python -c {shlex.quote(where)}", cwd=tmp_path / "minidora")
     assert used.stdout.strip() == str(tmp_path / "minidora/__init__.py"), used.stderr
-    assert "doctor" in run(".venv/bin/minidora --help", cwd=tmp_path).stdout
+    assert "doctor" in run(f"{tmp_path}/.venv/bin/minidora --help", cwd=tmp_path).stdout
 
 
 def test_python_example():
