@@ -188,3 +188,26 @@ def test_what_is_no_linear_layer_is_refused() -> None:
 def test_a_rank_above_the_smaller_side_is_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"rank 6 is above min\(in_features, out_features\) = 5"):
         LoRALinear(nn.Linear(7, 5), rank=6, alpha=1)
+
+
+def test_against_peft() -> None:
+    """PEFT's LoRA in float32, without dropout: outputs and all gradients."""
+    import peft
+
+    lora = layer(24, 40, 6, torch.float32)
+    config = peft.LoraConfig(r=6, lora_alpha=5, target_modules=["0"])
+    theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(lora.base)), config)
+    inner = theirs.base_model.model[0]
+    names = {"lora_A": inner.lora_A["default"].weight, "lora_B": inner.lora_B["default"].weight}
+    for name, parameter in names.items():
+        parameter.data.copy_(getattr(lora, name))
+    x, dy = torch.randn(3, 8, 24, requires_grad=True), torch.randn(3, 8, 40)
+    expected_x = x.detach().clone().requires_grad_()
+    y, expected = lora(x), theirs(expected_x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    y.backward(dy)
+    expected.backward(dy)
+    torch.testing.assert_close(x.grad, expected_x.grad, rtol=1e-4, atol=1e-4)
+    for name, parameter in names.items():
+        ours = getattr(lora, name).grad
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
