@@ -181,32 +181,43 @@ def correlation(
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         raise ValueError("a correlation needs at least 3 points whose x and y both vary")
     points = torch.tensor([x, y], dtype=torch.float64)
+    points = points - points.mean(1, keepdim=True)  # moves no r, and keeps the sums' digits
+    sums = torch.stack(
+        [points[0] ** 0, *points, *points**2, points[0] * points[1]], dim=1
+    )  # (n, 6)
     generator = torch.Generator().manual_seed(seed)
-    draws = []
-    for _ in range(resamples):
-        rows = _draw(list(range(len(x))), clusters, 0, generator)
-        r = _pearson(points[:, rows])
-        if r == r:  # a draw may hold one cluster alone, whose points do not vary
-            draws.append(r)
+    draws = _pearson(_resample(sums, clusters, 0, resamples, generator))
+    draws = draws[draws.isfinite()]  # a draw may hold one cluster alone, whose points do not vary
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.tensor(draws, dtype=torch.float64).quantile(bounds).tolist()
-    return Correlation(_pearson(points), low, high, len(x))
+    low, high = draws.quantile(bounds).tolist()
+    return Correlation(float(_pearson(sums.sum(0))), low, high, len(x))
 
 
-def _draw(
-    rows: list[int], clusters: Sequence[tuple[object, ...]], depth: int, generator: torch.Generator
-) -> list[int]:
-    """Resample the clusters of one depth with replacement, and within each those of the next."""
+def _resample(
+    sums: Tensor,
+    clusters: Sequence[tuple[object, ...]],
+    depth: int,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """(count, 6): the sums of that many draws of the clusters of one depth, and so on inwards."""
     if depth == len(clusters[0]):
-        return rows
+        return sums.sum(0).expand(count, -1)
     members: dict[object, list[int]] = {}
-    for row in rows:
-        members.setdefault(clusters[row][depth], []).append(row)
-    groups = list(members.values())
-    drawn = torch.randint(len(groups), (len(groups),), generator=generator).tolist()
-    return [row for k in drawn for row in _draw(groups[k], clusters, depth + 1, generator)]
+    for row, cluster in enumerate(clusters):
+        members.setdefault(cluster[depth], []).append(row)
+    drawn = torch.randint(len(members), (count, len(members)), generator=generator)
+    total = sums.new_zeros(count, sums.shape[1])
+    for k, rows in enumerate(members.values()):
+        into = (drawn == k).nonzero()[:, 0]  # the draws that it stands in, once for each time
+        inside = [clusters[row] for row in rows]
+        total.index_add_(0, into, _resample(sums[rows], inside, depth + 1, len(into), generator))
+    return total
 
 
-def _pearson(points: Tensor) -> float:
-    """r of (2, n) points; NaN where one of the two does not vary."""
-    return float(torch.corrcoef(points)[0, 1])
+def _pearson(sums: Tensor) -> Tensor:
+    """r from the sums of 1, x, y, x^2, y^2, x y, (..., 6); NaN where x or y does not vary."""
+    n, x, y, xx, yy, xy = sums.unbind(-1)
+    vary_x, vary_y = xx - x * x / n, yy - y * y / n
+    vary = (vary_x > 1e-12 * xx) & (vary_y > 1e-12 * yy)  # below that it is rounding
+    return ((xy - x * y / n) / (vary_x * vary_y).abs().sqrt()).where(vary, torch.nan)

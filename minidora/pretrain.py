@@ -34,7 +34,10 @@ RECORD_AT = (75, 150, 225, 300)
 TARGETS = {
     "qv": ["q_proj", "v_proj"],  # figure 2's
     "five": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],  # table 8's
+    "all": [],  # full fine-tuning trains every parameter
 }
+SETTINGS = (("full", "all"), ("lora", "qv"), ("dora", "qv"), ("lora", "five"), ("dora", "five"))
+"""(method, targets) that are tuned, then compared."""
 RATES = {
     "full": (3e-4, 1e-3, 3e-3, 1e-2),
     "lora": (1e-3, 3e-3, 1e-2, 3e-2),
@@ -129,7 +132,7 @@ def execute(run: Run) -> dict[str, Any]:
 
     losses = fit_text(
         model, train, steps=STEPS, learning_rate=run.learning_rate, seed=run.seed,
-        after_step=record if run.purpose != "tune" else None, progress=False,
+        after_step=record, progress=False,
     )  # fmt: skip
     return {
         **asdict(run),
@@ -148,17 +151,17 @@ def execute(run: Run) -> dict[str, Any]:
             for dim, tracker in trackers.items()
             for p in tracker.points
             # An adapter leaves the layers that it does not target where they were.
-            if p.layer.rsplit(".", 1)[-1] in TARGETS[run.targets]
+            if run.method == "full" or p.layer.rsplit(".", 1)[-1] in TARGETS[run.targets]
         ],
     }
 
 
 def tuning_runs() -> Iterator[Run]:
-    for targets in TARGETS:
-        for method, rates in RATES.items():
-            for rate in rates:
-                for seed in TUNING_SEEDS:
-                    yield Run("tune", method, targets, 8, rate, seed)
+    """Every setting at every rate. They record their points too: what the rate changes."""
+    for seed in TUNING_SEEDS:
+        for method, targets in SETTINGS:
+            for rate in RATES[method]:
+                yield Run("tune", method, targets, 8, rate, seed)
 
 
 def best_rates(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], float]:
@@ -176,17 +179,15 @@ def best_rates(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], float
 
 def evidence_runs(rates: dict[tuple[str, str], float]) -> Iterator[Run]:
     """All runs but the tuning, each at the rate tuned for its method at rank 8."""
-    for targets in TARGETS:
-        for seed in SEEDS:
-            for method in RATES:
-                yield Run("compare", method, targets, 8, rates[method, targets], seed)
-            if targets == "qv":
-                rate = rates["dora", targets]
-                yield Run("gradient", "dora, full gradient", targets, 8, rate, seed)
+    for seed in SEEDS:
+        for method, targets in SETTINGS:
+            yield Run("compare", method, targets, 8, rates[method, targets], seed)
+        yield Run("gradient", "dora, full gradient", "qv", 8, rates["dora", "qv"], seed)
     for seed in RANK_SEEDS:
         for rank in RANKS:
             for method in ("lora", "dora"):
-                yield Run("ranks", method, "five", rank, rates[method, "five"], seed)
+                if rank != 8:  # those are among the compared
+                    yield Run("ranks", method, "five", rank, rates[method, "five"], seed)
 
 
 def read_results(path: Path = EVIDENCE) -> list[dict[str, Any]]:

@@ -159,17 +159,16 @@ def test_runs_resume_and_keep_what_is_there(
     monkeypatch.setattr(pretrain, "RECORD_AT", (1, 2))
     monkeypatch.setattr(pretrain, "ProcessPoolExecutor", InProcess)
     path = tmp_path / "runs.jsonl"
-    runs = [
-        pretrain.Run("compare", method, "qv", 2, 1e-3, 0) for method in ("full", "lora", "dora")
-    ]
+    settings = (("full", "all"), ("lora", "qv"), ("dora", "qv"))
+    runs = [pretrain.Run("compare", *setting, 2, 1e-3, 0) for setting in settings]
     pretrain._run_missing(runs[:1], path, 1)
     first = path.read_text()
     pretrain._run_missing(runs, path, 1)
     assert path.read_text().startswith(first)
     rows = pretrain.read_results(path)
     assert [row["method"] for row in rows] == ["full", "lora", "dora"]
-    for row in rows:  # two axes, two steps, q and v of six blocks
-        assert len(row["points"]) == 2 * 2 * 12
+    for row, layers in zip(rows, (30, 12, 12), strict=True):  # five, or q and v, of six blocks
+        assert len(row["points"]) == 2 * 2 * layers  # two axes, two steps
         assert all(turn > 0 for *_, turn in row["points"][-12:])
     full, lora, dora = rows
     assert full["trainable"] == sum(p.numel() for p in load_pretrained().parameters())
