@@ -1,0 +1,110 @@
+"""What is read out of the runs, against runs made by hand and scipy."""
+
+from typing import Any
+
+import pytest
+import scipy.stats
+
+from minidora import findings
+from minidora.pretrain import RANKS
+
+LAYERS = ("blocks.0.q_proj", "blocks.1.q_proj", "blocks.0.v_proj")
+
+
+def row(
+    purpose: str = "compare",
+    method: str = "dora",
+    targets: str = "qv",
+    seed: int = 0,
+    loss: float = 1.5,
+    rank: int = 8,
+    rate: float = 1e-2,
+    points: Any = (),
+) -> dict[str, Any]:
+    return {
+        "purpose": purpose, "method": method, "targets": targets, "rank": rank, "seed": seed,
+        "learning_rate": rate, "test_loss": loss, "validation_loss": loss, "points": points,
+    }  # fmt: skip
+
+
+def points(slope: float) -> list[list[object]]:
+    """Direction 1, 2, ... over layers and steps; magnitude follows with a slope, and some noise."""
+    noise = (0.1, -0.2, 0.3, 0.0, -0.1, 0.2)
+    turns = [(layer, step) for layer in LAYERS for step in (1, 2)]
+    along = [
+        [1, layer, step, slope * k + noise[k], float(k)] for k, (layer, step) in enumerate(turns)
+    ]
+    return along + [[0, layer, step, 7.0, 7.0 + step] for layer, step in turns]
+
+
+def test_dots_are_those_of_the_matrices_axis_and_steps() -> None:
+    run = row(points=points(2.0), seed=4)
+    queries = findings.dots([run])
+    assert [(dot.layer, dot.step) for dot in queries] == [
+        (layer, step) for layer in LAYERS[:2] for step in (1, 2)
+    ]
+    assert queries[1] == findings.Dot(4, "blocks.0.q_proj", 2, 1.8, 1.0)
+    assert len(findings.dots([run], ("q_proj", "v_proj"), steps=[2])) == 3
+    assert {dot.delta_magnitude for dot in findings.dots([run], dim=0)} == {7.0}
+
+
+def test_correlations_equal_scipys() -> None:
+    runs = [row(seed=seed, points=points(slope)) for seed, slope in enumerate((1.0, -1.0, 0.5))]
+    found = findings.dots(runs, ("q_proj", "v_proj"))
+    x, y = [dot.delta_direction for dot in found], [dot.delta_magnitude for dot in found]
+    assert findings.correlate(found).r == pytest.approx(scipy.stats.pearsonr(x, y).statistic)
+    each = findings.by_seed(found)
+    for seed in range(3):
+        own = slice(6 * seed, 6 * seed + 6)
+        assert each[seed] == pytest.approx(scipy.stats.pearsonr(x[own], y[own]).statistic)
+    assert each[1] < -0.9 < 0.9 < each[0]
+
+
+def test_order_counts_seeds() -> None:
+    counted = findings.order(
+        {
+            "full": {0: -0.5, 1: 0.1, 2: -0.2, 9: -1.0},  # nobody else has seed 9
+            "lora": {0: 0.8, 1: 0.7, 2: -0.3},
+            "dora": {0: 0.2, 1: -0.1, 2: -0.25},
+        }
+    )
+    assert counted == findings.Order(
+        seeds=3, full_negative=2, lora_positive=2, dora_negative=2, ordered=1
+    )
+
+
+def test_losses_are_paired_by_seed() -> None:
+    runs = [row(method="lora", seed=s, loss=1.0 + s) for s in (2, 0, 1)]
+    runs += [row(method="dora", seed=s, loss=1.1 + s + 0.01 * s) for s in (0, 1, 2)]
+    found = findings.loss_difference(runs, ("dora", "qv"), ("lora", "qv"))
+    assert found.values == pytest.approx((0.1, 0.11, 0.12))
+    low, high = scipy.stats.t.interval(0.95, 2, loc=0.11, scale=scipy.stats.sem([0.1, 0.11, 0.12]))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.verdict == "higher"
+
+
+def test_half_rank_pairs_r_over_two_with_r() -> None:
+    runs = []
+    for seed in (0, 1):
+        for rank in RANKS:
+            purpose = "compare" if rank == 8 else "ranks"
+            for method, offset in (("lora", 0.0), ("dora", 0.5)):
+                loss = 10.0 - rank / 10 + offset + seed + 0.001 * rank * seed
+                runs.append(row(purpose, method, "five", seed, loss, rank))
+    runs.append(row("compare", "lora", "five", 7, 1.0))  # no other rank has seed 7
+    found = findings.half_rank(runs)
+    assert list(found) == [2, 4, 8, 16, 32]
+    for rank, difference in found.items():
+        assert difference.mean == pytest.approx(0.5 + rank / 20 - 0.0005 * rank / 2)
+    assert set(findings.rank_losses(runs)["lora"][8]) == {0, 1}
+
+
+def test_tuning_curve_averages_over_seeds() -> None:
+    runs = [row("tune", seed=s, loss=loss, rate=r) for r, s, loss in
+            [(1e-2, 100, 1.0), (1e-3, 100, 3.0), (1e-2, 101, 2.0), (1e-3, 101, 5.0)]]  # fmt: skip
+    assert list(findings.tuning_curve(runs, "dora", "qv").items()) == [(1e-3, 4.0), (1e-2, 1.5)]
+
+
+def test_missing_runs_are_named_with_the_way_to_make_them() -> None:
+    with pytest.raises(ValueError, match="no run 'compare' of 'lora' on 'qv'.*--evidence makes it"):
+        findings.select([row()], "compare", "lora", "qv")
