@@ -5,7 +5,7 @@ a running kernel, so a lesson always shows the figure itself beside it.
 """
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from ipywidgets import (
     HTML,
@@ -19,6 +19,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from minidora import plots
+from minidora.findings import Dot
 from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
 
 # ---- Lesson 1: what training costs in memory ----
@@ -65,9 +66,14 @@ def trained_share() -> VBox:
 
 
 def _powers_of_two(description: str, value: int, largest: int) -> SelectionSlider:
-    """A slider over 1, 2, 4, ... that answers when it is let go."""
+    """A slider over 1, 2, 4, ..."""
+    return _choices(description, value, [2**k for k in range(largest.bit_length())])
+
+
+def _choices(description: str, value: int, options: Sequence[int]) -> SelectionSlider:
+    """A slider over given numbers that answers when it is let go."""
     return SelectionSlider(
-        options=[2**k for k in range(largest.bit_length())],
+        options=options,
         value=value,
         description=description,
         continuous_update=False,
@@ -100,6 +106,28 @@ def gradient_split() -> VBox:
 def seeds_needed() -> VBox:
     """Set how much the difference spreads from seed to seed: see plots.seeds_needed."""
     return _picture(plots.seeds_needed, spread=_slider("spread (points)", 1.0, 0.1, 5.0, 0.1))
+
+
+# ---- Lesson 5: how magnitude and direction move ----
+
+
+def movement(groups: Mapping[str, Sequence[Dot]]) -> VBox:
+    """Move through the steps of a run: see plots.movement."""
+    steps = sorted({dot.step for dots in groups.values() for dot in dots})
+    return _picture(
+        lambda upto: plots.movement(groups, upto),
+        upto=_choices("up to step", steps[-1], steps),
+    )
+
+
+def rank_sweep(
+    ours: Mapping[str, Mapping[int, Mapping[int, float]]], paper: Mapping[str, Mapping[int, float]]
+) -> VBox:
+    """Choose a rank to read out: see plots.rank_sweep."""
+    return _picture(
+        lambda rank: plots.rank_sweep(ours, paper, rank),
+        rank=_choices("rank", 8, list(ours["lora"])),
+    )
 
 
 def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
