@@ -30,8 +30,9 @@ help: ## this list
 
 install: $(COURSE) ## create .venv and install the course
 
-lab: $(COURSE) ## open the lessons in JupyterLab
-	$(BIN)/python -m jupyterlab $(AS_ROOT) --ServerApp.preferred_dir=notebooks $(ARGS)
+lab: $(COURSE) ## open the course in JupyterLab, in a copy of your own: my-work/
+	@$(BIN)/minidora start
+	$(BIN)/python -m jupyterlab $(AS_ROOT) --ServerApp.preferred_dir=my-work $(ARGS)
 
 demo: $(COURSE) ## train, adapt with full fine-tuning, LoRA and DoRA, compare: under a minute
 	$(BIN)/minidora demo $(ARGS)

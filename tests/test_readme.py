@@ -35,8 +35,7 @@ def test_every_command_is_run_here_or_by_ci():
         *PIP_LINES,  # test_pip_lines, test_jupyter_lab
         "make demo",  # test_make_demo
         "make doctor",  # test_make_doctor
-        ".venv/bin/minidora start",  # test_minidora_start_and_status
-        ".venv/bin/minidora status",
+        ".venv/bin/minidora status",  # test_minidora_start_and_status
     ]
     assert "`make lab ARGS=--no-browser`" in README
 
@@ -91,7 +90,7 @@ def test_minidora_start_and_status(installed, tmp_path):
 
 
 def probe_jupyter(command, folder):
-    """The paths that a started JupyterLab shows in its folder and in notebooks/."""
+    """The folder that a started JupyterLab opens in, and the paths of some it shows."""
     (folder / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"open_browser": False, "allow_root": True}})
     )
@@ -121,11 +120,11 @@ def probe_jupyter(command, folder):
             )
             return urllib.request.urlopen(request, timeout=60).read()
 
-        assert b"JupyterLab" in ask("lab")
+        opened = re.search(r'"preferredPath": *"([^"]*)"', ask("lab").decode())[1]
         found = [
             entry["path"]
-            for path in ("api/contents", "api/contents/notebooks")
-            for entry in json.loads(ask(path))["content"]
+            for path in ("notebooks", "my-work/notebooks", "my-work/exercises")
+            for entry in json.loads(ask(f"api/contents/{path}"))["content"]
         ]
         ask("api/shutdown", "POST")
         process.wait(timeout=60)
@@ -133,24 +132,43 @@ def probe_jupyter(command, folder):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert "pip install" not in (folder / "log").read_text()
-    return found
+    return opened, found
 
 
-def test_make_lab(installed, tmp_path):
-    assert "notebooks/01_adam_memory.ipynb" in probe_jupyter("make lab ARGS=--no-browser", tmp_path)
+@pytest.fixture
+def my_work():
+    """my-work/ is made where it is missing, and goes again; one that is there is left alone."""
+    mine = ROOT / "my-work"
+    was_there = mine.exists()
+    yield mine
+    if not was_there:
+        shutil.rmtree(mine, ignore_errors=True)
 
 
-def test_jupyter_lab(installed, tmp_path):
-    assert "notebooks/01_adam_memory.ipynb" in probe_jupyter(PIP_LINES[2], tmp_path)
+def test_make_lab(installed, tmp_path, my_work):
+    opened, found = probe_jupyter("make lab ARGS=--no-browser", tmp_path)
+    assert opened.strip("/") == "my-work"
+    assert "my-work/notebooks/01_adam_memory.ipynb" in found
+    assert "my-work/exercises/03_dora_decomposition.ipynb" in found
+
+
+def test_jupyter_lab(installed, tmp_path, my_work):
+    assert run(PIP_LINES[2], cwd=ROOT).returncode == 0
+    assert "my-work/exercises/03_dora_decomposition.ipynb" in probe_jupyter(PIP_LINES[3], tmp_path)[1]
 
 
 # ---- By hand, with pip ----
 
-PIP_LINES = ["python3 -m venv .venv", ".venv/bin/pip install -e .", ".venv/bin/jupyter lab"]
+PIP_LINES = [
+    "python3 -m venv .venv",
+    ".venv/bin/pip install -e .",
+    ".venv/bin/minidora start",
+    ".venv/bin/jupyter lab",
+]
 
 
 def test_pip_lines(tmp_path):
-    """In a copy, offline: all but minidora is in reach from here, so pip installs that alone."""
+    """In a copy, offline: pip installs minidora alone, all else is in reach from here."""
     for name in ("minidora", "minidora_command.py", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
