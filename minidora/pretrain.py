@@ -190,15 +190,17 @@ def evidence_runs(rates: dict[tuple[str, str], float]) -> Iterator[Run]:
                     yield Run("ranks", method, "five", rank, rates[method, "five"], seed)
 
 
-def read_results(path: Path = EVIDENCE) -> list[dict[str, Any]]:
-    """The finished runs of a file, in its order; none if there is no such file."""
+def read_results(path: Path | None = None) -> list[dict[str, Any]]:
+    """The finished runs of a file (EVIDENCE if None), in its order; none where there is no file."""
+    path = path or EVIDENCE
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def collect(path: Path = EVIDENCE, workers: int = 2) -> None:
-    """Run what the file does not hold yet, first the tuning, then the rest."""
+def collect(path: Path | None = None, workers: int = 2) -> None:
+    """Run what the file, EVIDENCE if None, does not hold yet: first the tuning, then the rest."""
+    path = path or EVIDENCE
     path.parent.mkdir(exist_ok=True)
     _run_missing(list(tuning_runs()), path, workers)
     _run_missing(list(evidence_runs(best_rates(read_results(path)))), path, workers)

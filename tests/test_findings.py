@@ -6,7 +6,17 @@ import pytest
 import scipy.stats
 
 from minidora import findings
-from minidora.pretrain import RANKS
+from minidora.pretrain import (
+    RANKS,
+    RATES,
+    RECORD_AT,
+    SETTINGS,
+    Run,
+    best_rates,
+    evidence_runs,
+    read_results,
+    tuning_runs,
+)
 
 LAYERS = ("blocks.0.q_proj", "blocks.1.q_proj", "blocks.0.v_proj")
 
@@ -108,3 +118,25 @@ def test_tuning_curve_averages_over_seeds() -> None:
 def test_missing_runs_are_named_with_the_way_to_make_them() -> None:
     with pytest.raises(ValueError, match="no run 'compare' of 'lora' on 'qv'.*--evidence makes it"):
         findings.select([row()], "compare", "lora", "qv")
+
+
+# ---- The committed evidence ----
+
+
+def test_the_evidence_is_complete() -> None:
+    """Each run once, none besides, and in each all points of the layers that it trained."""
+    rows = read_results()
+    runs = [Run(**{key: row[key] for key in Run.__dataclass_fields__}) for row in rows]
+    expected = [*tuning_runs(), *evidence_runs(best_rates(rows))]
+    assert len(runs) == len(set(runs)) == len(expected) == 170
+    assert set(runs) == set(expected)
+    kinds = {"qv": 2, "five": 5, "all": 5}
+    for row in rows:  # two axes, six blocks
+        assert len(row["points"]) == 2 * len(RECORD_AT) * 6 * kinds[row["targets"]]
+        assert 1.2 < row["test_loss"] < 1.8
+
+
+def test_no_learning_rate_was_chosen_at_the_edge_of_its_grid() -> None:
+    rates = best_rates(read_results())
+    for method, targets in SETTINGS:
+        assert RATES[method][0] < rates[method, targets] < RATES[method][-1]

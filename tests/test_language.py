@@ -198,3 +198,37 @@ def test_best_rates_takes_the_lowest_mean_over_tuning_seeds() -> None:
     rows = [row(1e-3, 1.0), row(1e-3, 3.0), row(1e-2, 1.5), row(1e-2, 1.6), row(1.0, 0.0, "ranks")]
     assert pretrain.best_rates(rows) == {("lora", "qv"): 1e-2}
     assert isinstance(load_pretrained(), nn.Module)
+
+
+def test_both_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, on little text and with few steps: tuning first, then the rest at its rates."""
+    pieces = [encode("abcdefgh" * n) for n in (40, 20, 20)]
+    monkeypatch.setattr(pretrain, "texts", lambda name: pieces)
+    monkeypatch.setattr(pretrain, "ProcessPoolExecutor", InProcess)
+    for name, value in {
+        "STEPS": 1, "RECORD_AT": (1,), "PRETRAIN_STEPS": 40, "TUNING_SEEDS": (100,),
+        "SEEDS": (0,), "RANK_SEEDS": (0,), "RANKS": (1, 8), "EVIDENCE": tmp_path / "e/runs.jsonl",
+        "CHECKPOINT": tmp_path / "c/model.safetensors",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(pretrain, name, value)
+
+    monkeypatch.setattr("sys.argv", ["pretrain"])
+    pretrain.main()
+    curve = json.loads((tmp_path / "c/model.json").read_text())
+    assert len(curve["losses"]) == 2
+    assert curve["losses"][1] < curve["losses"][0]
+    assert (tmp_path / "c/model.safetensors").stat().st_size == CHECKPOINT.stat().st_size
+
+    monkeypatch.setattr("sys.argv", ["pretrain", "--evidence", "--workers", "1"])
+    pretrain.main()
+    rows = pretrain.read_results(tmp_path / "e/runs.jsonl")
+    rates = pretrain.best_rates(rows)
+    assert [row["purpose"] for row in rows] == ["tune"] * 20 + ["compare"] * 5 + ["gradient"] + [
+        "ranks"
+    ] * 2
+    for row in rows[20:]:
+        method = row["method"].split(",")[0]
+        assert row["learning_rate"] == rates[method, row["targets"]]
+    before = (tmp_path / "e/runs.jsonl").read_text()
+    pretrain.main()  # nothing is missing
+    assert (tmp_path / "e/runs.jsonl").read_text() == before
