@@ -1529,10 +1529,8 @@ def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> F
     figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="outside lower center")
     axes.spines[["top", "right", "left"]].set_visible(False)
     signs = {name: [f[name].r > 0 for f in variants.values()] for name in methods}
-    text = ", ".join(f"{NAMES[name]} {sum(s)}" for name, s in signs.items())
-    axes.set_title(
-        f"r is above 0 in so many of {len(variants)} ways to compute it: {text}", fontsize=9.5
-    )
+    text = ", ".join(f"{sum(above)} ({NAMES[name]})" for name, above in signs.items())
+    figure.suptitle(f"Of {len(variants)} ways to compute r, above 0: {text}", fontsize=10)
     figure.set_label(
         "Correlations with intervals for each way to compute them. "
         + " ".join(
