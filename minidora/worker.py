@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.fx.experimental.symbolic_shapes  # what the first backward pass imports
+import torch._dynamo  # what the first optimizer and the first backward pass import: seconds
 from IPython.core.inputtransformer2 import TransformerManager
 
 from minidora import probe

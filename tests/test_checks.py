@@ -131,6 +131,91 @@ def test_every_exercise_is_announced_as_its_check_declares_it() -> None:
 # ---- Other right answers: a check must not insist on our way ----
 
 RIGHT = {
+    "adam_bytes": [
+        """
+        def adam_bytes(n):
+            float32 = torch.finfo(torch.float32).bits // 8
+            return [n * float32, n * float32, n * float32 + n * float32]
+        """,
+        "def adam_bytes(n): return 4.0 * n, 4.0 * n, 8.0 * n",
+    ],
+    "adapter_parameters": [
+        """
+        def adapter_parameters(shapes, rank):
+            lora = dora = 0
+            for layer in shapes:
+                with torch.device("meta"):
+                    A, B = torch.empty(rank, layer[1]), torch.empty(layer[0], rank)
+                    m = torch.empty(layer[0])
+                lora += A.numel() + B.numel()
+                dora += A.numel() + B.numel() + m.numel()
+            return [lora, dora]
+        """,
+    ],
+    "training_bytes": [
+        """
+        def training_bytes(model):  # a real step, with the model's own parameters
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p) if p.requires_grad else None
+            optimizer = torch.optim.Adam(model.parameters())
+            optimizer.step()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            state = [t for kept in optimizer.state.values() for t in kept.values()]
+            weights = list(model.parameters()) + list(model.buffers())
+            return tuple(sum(t.untyped_storage().nbytes() for t in part)
+                         for part in (weights, gradients, state))
+        """,
+        """
+        def training_bytes(model):
+            sizes = {p: p.numel() * p.element_size() for p in model.parameters()}
+            weights = sum(sizes.values())
+            for buffer in model.buffers():
+                weights += buffer.numel() * buffer.element_size()
+            gradients = sum(size for p, size in sizes.items() if p.requires_grad)
+            return weights, gradients, 2 * gradients + 4 * sum(p.requires_grad for p in sizes)
+        """,
+    ],
+    "four_bit_bytes": [
+        """
+        def four_bit_bytes(out, in_):
+            n = out * in_
+            return (n + 1) // 2 + 4 * ((n + 63) // 64)
+        """,
+        """
+        def four_bit_bytes(out, in_):
+            packed = torch.empty(out * in_, dtype=torch.uint8, device="meta")[::2]
+            return packed.nbytes + sum(4 for start in range(0, out * in_, 64))
+        """,
+    ],
+    "what_fits": [
+        """
+        def what_fits(gpu_gib, parameters, adapters):
+            names = []
+            base = {"full": 0, "lora-float32": 4, "lora-bfloat16": 2, "lora-4bit": 0.5625}
+            for name in base:
+                trained = parameters if name == "full" else adapters
+                need = (base[name] * parameters + 16 * trained) / 1024**3
+                if not need > gpu_gib:
+                    names.append(name)
+            return tuple(names)
+        """,
+    ],
+    "largest_rank": [
+        """
+        def largest_rank(gpu, base, shapes):
+            for rank in range(min(min(shape) for shape in shapes), 0, -1):
+                numbers = sum(o + rank * (o + i) for o, i in shapes)
+                if base + 16 * numbers <= gpu:
+                    return rank
+            return 0
+        """,
+        """
+        def largest_rank(gpu, base, shapes):
+            outs, both = sum(o for o, i in shapes), sum(o + i for o, i in shapes)
+            rank = int(((gpu - base) / 16 - outs) / both)
+            return min(max(rank, 0), *[min(shape) for shape in shapes])
+        """,
+    ],
     "init_lora": [
         """
         def init_lora(in_features, out_features, rank):
@@ -266,6 +351,276 @@ RIGHT = {
                 y = x @ self.base.weight.T + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)
                 y = self.magnitude / norm * y
                 return y if self.base.bias is None else y + self.base.bias
+        """,
+    ],
+    "accuracy": [
+        """
+        @torch.no_grad()
+        def accuracy(model, x, y):
+            before = model.training
+            model.train(False)
+            hits = sum(int(model(image[None])[0].argmax() == label) for image, label in zip(x, y))
+            model.train(before)
+            return hits / len(y) * 100
+        """,
+        "def accuracy(m, x, y): return 100.0 * copy.deepcopy(m).eval()(x).max(1)[1].eq(y)"
+        ".sum().item() / len(y)",
+    ],
+    "split_rows": [
+        """
+        def split_rows(count, sizes, seed):
+            import random
+            rows = random.Random(seed).sample(range(count), sum(sizes))
+            return tuple(torch.tensor([rows.pop() for _ in range(size)]) for size in sizes)
+        """,
+        """
+        def split_rows(count, sizes, seed):
+            torch.manual_seed(seed)
+            order, parts, start = torch.randperm(count), [], 0
+            for size in sizes:
+                parts.append(order[start:start + size])
+                start += size
+            return parts
+        """,
+    ],
+    "chosen_scores": [
+        """
+        def chosen_scores(validation, test):
+            return test[torch.arange(len(test)), validation.max(1).indices]
+        """,
+        "def chosen_scores(v, t): return torch.stack([b[a.argmax()] for a, b in zip(v, t)])",
+        "def chosen_scores(v, t): return t[v == v.max(dim=1, keepdim=True).values]",
+    ],
+    "adapted_copy": [
+        """
+        def adapted_copy(model, names, make):
+            new = copy.deepcopy(model)
+            for name in names:
+                new.set_submodule(name, make(new.get_submodule(name)))
+            for name, parameter in new.named_parameters():
+                parameter.requires_grad = "lora_" in name
+            return new
+        """,
+        """
+        def adapted_copy(model, names, make):
+            twin = copy.deepcopy(model)
+            for p in twin.parameters():
+                p.requires_grad = False
+            layers = dict(twin.named_modules())
+            for name in names:
+                *path, last = name.split(".")
+                layers[".".join(path)]._modules[last] = make(layers[name])
+            return twin
+        """,
+    ],
+    "paired_interval": [
+        """
+        def paired_interval(first, second):
+            low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
+            if low <= 0 <= high:
+                return low, high, "no difference detected"
+            return low, high, "higher" if low > 0 else "lower"
+        """,
+        """
+        def paired_interval(a, b):
+            if len(a) != len(b):
+                raise ValueError("no pairs")
+            d = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
+            w = stats.t(len(d) - 1).isf(0.025) * (d.var() / len(d)).sqrt()
+            ends = [(d.mean() - w).item(), (d.mean() + w).item()]
+            verdict = "higher" if ends[0] > 0 else "lower" if ends[1] < 0 else None
+            return [*ends, verdict or "no difference detected"]
+        """,
+    ],
+    "train": [
+        """
+        def train(model, x, y, epochs, batch_size, learning_rate):
+            data = torch.utils.data.TensorDataset(x, y)
+            optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+            history = []
+            for _ in range(epochs):
+                model.train()
+                losses = []
+                for batch, labels in torch.utils.data.DataLoader(data, batch_size):
+                    each = F.cross_entropy(model(batch), labels, reduction="none")
+                    each.mean().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    losses += each.tolist()
+                history.append(fmean(losses))
+            model.train(False)
+            return history
+        """,
+        """
+        def train(model, x, y, epochs, batch_size, learning_rate):
+            model.train()
+            losses = [0.0] * epochs
+            for epoch in range(epochs):
+                for i in range(0, len(x), batch_size):
+                    logits = model(x[i : i + batch_size])
+                    labels = y[i : i + batch_size]
+                    part = (logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]).sum()
+                    live = [p for p in model.parameters() if p.requires_grad]
+                    slopes = torch.autograd.grad(part / len(labels), live)
+                    with torch.no_grad():
+                        for p, slope in zip(live, slopes):
+                            p -= learning_rate * slope
+                    losses[epoch] += part.item() / len(x)
+            model.eval()
+            return losses
+        """,
+    ],
+    "delta_magnitude": [
+        "def delta_magnitude(w, w0): return torch.dist(w.norm(dim=1), w0.norm(dim=1), 1) / len(w)",
+        """
+        def delta_magnitude(weight, reference):
+            import math
+            pairs = zip(weight.tolist(), reference.tolist())
+            return sum(abs(math.hypot(*a) - math.hypot(*b)) for a, b in pairs) / len(weight)
+        """,
+    ],
+    "delta_direction": [
+        """
+        def delta_direction(w, w0):
+            return 1 - torch.cosine_similarity(w.double(), w0.double()).mean()
+        """,
+        """
+        def delta_direction(weight, reference):
+            u, u0 = (t / t.norm(dim=1)[:, None] for t in (weight, reference))
+            return ((u - u0) ** 2).sum(1).mean() / 2
+        """,
+        """
+        def delta_direction(weight, reference):
+            w, w0 = (t.double() / t.double().norm(dim=1, keepdim=True) for t in (weight, reference))
+            cos = torch.einsum("oi,oi->o", w, w0)
+            return (1 - cos).mean().item()
+        """,
+    ],
+    "pearson": [
+        """
+        def pearson(x, y):
+            x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+            return (x @ y) / (len(x) - 1)
+        """,
+        "def pearson(x, y): return torch.cosine_similarity(x - x.mean(), y - y.mean(), dim=0)",
+        "def pearson(x, y): return float(torch.corrcoef(torch.stack([x, y]))[0, 1])",
+    ],
+    "draw_clusters": [
+        """
+        def draw_clusters(clusters):
+            import random
+            members = {}
+            for row, label in enumerate(clusters.tolist()):
+                members.setdefault(label, []).append(row)
+            drawn = random.choices(list(members), k=len(members))
+            return [row for label in drawn for row in members[label]]
+        """,
+        """
+        def draw_clusters(clusters):
+            _, which, sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
+            times = torch.bincount(torch.randint(len(sizes), sizes.shape), minlength=len(sizes))
+            return torch.repeat_interleave(torch.arange(len(clusters)), times[which])
+        """,
+    ],
+    "magnitude_gradient": [
+        """
+        def magnitude_gradient(g, v):
+            return torch.einsum("oi,oi->o", g, v / v.norm(dim=1)[:, None])
+        """,
+        "def magnitude_gradient(g, v): return (g @ v.T).diagonal() / v.norm(dim=1)",
+        """
+        def magnitude_gradient(gradient, v):
+            return gradient.norm(dim=1) * torch.cosine_similarity(gradient, v, dim=1)
+        """,
+    ],
+    "split_gradient": [
+        """
+        def split_gradient(gradient, v, magnitude):
+            full = []
+            eye = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+            for g, row, m in zip(gradient, v, magnitude):
+                n = row.norm()
+                full.append(m / n * (eye - torch.outer(row, row) / n**2) @ g)
+            full = torch.stack(full)
+            return full, (magnitude / v.norm(dim=1))[:, None] * gradient - full
+        """,
+        """
+        def split_gradient(g, v, m):
+            unit, factor = torch.nn.functional.normalize(v), (m / v.norm(dim=1)).unsqueeze(1)
+            removed = factor * torch.einsum("oi,oi->o", g, unit)[:, None] * unit
+            return [factor * g - removed, removed]
+        """,
+    ],
+    "forward_flops": [
+        """
+        def forward_flops(T, i, o, r):
+            def product(a, b, c):
+                return 2.0 * a * b * c
+            norm = product(o, i, r) + product(r, i, r) + product(o, r, r)
+            return [product(T, i, o), product(T, i, r) + product(T, r, o), norm]
+        """,
+    ],
+    "held_bytes": [
+        """
+        def held_bytes(T, i, o, r, size):
+            return size * T * r, size * (o * i + o * i), size * T * (o + r)
+        """,
+    ],
+    "factored_norm": [
+        """
+        @torch.no_grad()
+        def factored_norm(weight, lora_A, lora_B, scaling):
+            wide = [t.double() for t in (weight.norm(dim=1), weight @ lora_A.T, lora_A, lora_B)]
+            norm, U, A, B = wide
+            square = norm**2 + 2 * scaling * torch.einsum("or,or->o", B, U)
+            square = square + scaling**2 * torch.einsum("ok,kl,ol->o", B, A @ A.T, B)
+            return torch.sqrt(torch.relu(square)).to(weight.dtype)
+        """,
+        """
+        def factored_norm(W, A, B, s):
+            with torch.no_grad():
+                norms = []
+                for w, b in zip(W, B):
+                    norms.append((w + s * (b @ A)).norm())
+                return torch.stack(norms)
+        """,
+    ],
+    "round_once": [
+        """
+        def round_once(base, low, g, bias):
+            wide = [t.double() for t in (base, low, g, bias)]
+            return torch.addcmul(wide[3], wide[2], wide[0] + wide[1]).to(base)
+        """,
+    ],
+    "compose_form": [
+        """
+        def compose_form(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling):
+            u = F.linear(x, weight)
+            u = u.addmm_(F.linear(x, lora_A), lora_B.T, alpha=scaling)
+            return torch.addcmul(bias, magnitude / norm, u)
+        """,
+        """
+        def compose_form(x, W, b, A, B, m, n, s):
+            return (F.linear(x, W) + F.linear(F.linear(x, s * A), B)) * (m / n) + b
+        """,
+    ],
+    "compose_function": [
+        """
+        class Compose(torch.autograd.Function):
+            @staticmethod
+            def forward(base, low, g, bias):
+                return torch.addcmul(bias, g, base.to(bias) + low).to(base)
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                base, low, g, _ = inputs
+                ctx.save_for_backward(base + low, g)
+
+            @staticmethod
+            def backward(ctx, dy):
+                u, g = ctx.saved_tensors
+                grads = (g * dy).to(u), (g * dy).to(u), (u * dy.to(g)).sum(0), dy.sum(0).to(g)
+                return tuple(g if n else None for g, n in zip(grads, ctx.needs_input_grad))
         """,
     ],
 }

@@ -3,7 +3,22 @@
 One file an exercise notebook; core.py says how a check is made.
 """
 
-from minidora.checks import dora_decomposition, lora_recap
+from minidora.checks import (
+    adam_memory,
+    dora_decomposition,
+    fast_dora,
+    lora_recap,
+    mlp_demo,
+    why_it_works,
+)
+from minidora.checks.adam_memory import (
+    adam_bytes,
+    adapter_parameters,
+    four_bit_bytes,
+    largest_rank,
+    training_bytes,
+    what_fits,
+)
 from minidora.checks.core import CheckFailed, Exercise, Lesson, NotStarted
 from minidora.checks.dora_decomposition import (
     decompose,
@@ -15,6 +30,14 @@ from minidora.checks.dora_decomposition import (
     row_norm,
     update_for_weight,
 )
+from minidora.checks.fast_dora import (
+    compose_form,
+    compose_function,
+    factored_norm,
+    forward_flops,
+    held_bytes,
+    round_once,
+)
 from minidora.checks.lora_recap import (
     freeze_base,
     init_lora,
@@ -23,9 +46,33 @@ from minidora.checks.lora_recap import (
     lora_linear,
     merge_lora,
 )
+from minidora.checks.mlp_demo import (
+    accuracy,
+    adapted_copy,
+    chosen_scores,
+    paired_interval,
+    split_rows,
+    train,
+)
+from minidora.checks.why_it_works import (
+    delta_direction,
+    delta_magnitude,
+    draw_clusters,
+    magnitude_gradient,
+    pearson,
+    split_gradient,
+)
 
 LESSONS: dict[int, Lesson] = {
-    lesson.number: lesson for lesson in (lora_recap.lesson, dora_decomposition.lesson)
+    lesson.number: lesson
+    for lesson in (
+        adam_memory.lesson,
+        lora_recap.lesson,
+        dora_decomposition.lesson,
+        mlp_demo.lesson,
+        why_it_works.lesson,
+        fast_dora.lesson,
+    )
 }
 """Every lesson that has exercises, by its number."""
 
@@ -35,18 +82,42 @@ __all__ = [
     "Exercise",
     "Lesson",
     "NotStarted",
+    "accuracy",
+    "adam_bytes",
+    "adapted_copy",
+    "adapter_parameters",
+    "chosen_scores",
+    "compose_form",
+    "compose_function",
     "decompose",
+    "delta_direction",
+    "delta_magnitude",
     "dora_forward",
     "dora_linear",
     "dora_weight",
     "dora_weight_detached",
+    "draw_clusters",
+    "factored_norm",
+    "forward_flops",
+    "four_bit_bytes",
     "freeze_base",
+    "held_bytes",
     "init_lora",
+    "largest_rank",
     "lora_delta",
     "lora_forward",
     "lora_linear",
+    "magnitude_gradient",
     "merge_dora",
     "merge_lora",
+    "paired_interval",
+    "pearson",
+    "round_once",
     "row_norm",
+    "split_gradient",
+    "split_rows",
+    "train",
+    "training_bytes",
     "update_for_weight",
+    "what_fits",
 ]

@@ -18,6 +18,8 @@ values worked by hand, random property, gradient, dtype and device.
 """
 
 import copy
+import math
+import secrets
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -198,7 +200,7 @@ class Exercise:
         if not callable(answer):
             raise CheckFailed(
                 f"{label}: the check needs the function itself, checks.{self.name}({self.answer}), "
-                f"and got {_kind(answer)}"
+                f"and got {kind_of(answer)}"
             )
         if str(getattr(answer, "__module__", "")).startswith("minidora"):
             raise CheckFailed(f"{label}: this one belongs to the package: write your own")
@@ -276,6 +278,9 @@ class Lesson:
 Known = Iterable[tuple[Tensor, str]]
 """(value, message): what usual mistakes would give, and what to say to whoever made them."""
 
+Numbers = Iterable[tuple[float, str]]
+"""The same for an answer that is a plain number."""
+
 
 def require(condition: bool, message: str) -> None:
     """Refuse with this message unless the condition holds."""
@@ -294,7 +299,7 @@ def expect(got: Any, want: Tensor, known: Known = (), name: str = "", shape: str
     """
     name = f"{name}: " if name else ""
     require(got is not None, f"{name}got None: end with `return ...` (print gives nothing back)")
-    require(isinstance(got, Tensor), f"{name}expected a tensor, got {_kind(got)}")
+    require(isinstance(got, Tensor), f"{name}expected a tensor, got {kind_of(got)}")
     if same(got, want):
         return
     for value, message in known:
@@ -306,11 +311,34 @@ def expect(got: Any, want: Tensor, known: Known = (), name: str = "", shape: str
     raise Refused(name + _difference(got, want), picture=(got, want) if want.ndim == 2 else None)
 
 
+def expect_number(
+    got: Any, want: float, known: Numbers = (), name: str = "", tolerance: float = 0.0
+) -> None:
+    """As expect, for a plain number; tolerance is relative, and absolute below 1."""
+    name = f"{name}: " if name else ""
+    require(got is not None, f"{name}got None: end with `return ...` (print gives nothing back)")
+    require(
+        not isinstance(got, Tensor),
+        f"{name}expected a plain number, got a tensor: .item() gives its number",
+    )
+    plain = isinstance(got, int | float) and not isinstance(got, bool)
+    require(plain, f"{name}expected a plain number, got {kind_of(got)}")
+
+    def near(value: float) -> bool:
+        return bool(got == value) or math.isclose(got, value, rel_tol=tolerance, abs_tol=tolerance)
+
+    if near(want):
+        return
+    for value, message in known:
+        require(not near(value), name + message)
+    require(False, f"{name}expected {_number(want)}, got {_number(got)}")
+
+
 def expect_parts(got: Any, names: Sequence[str]) -> tuple[Any, ...]:
     """The parts of an answer that is a tuple (or list) of so many."""
     wanted = ", ".join(names)
     require(got is not None, f"got None: end with `return {wanted}` (print gives nothing back)")
-    require(isinstance(got, tuple | list), f"expected a tuple ({wanted}), got {_kind(got)}")
+    require(isinstance(got, tuple | list), f"expected a tuple ({wanted}), got {kind_of(got)}")
     require(len(got) == len(names), f"expected {len(names)} parts ({wanted}), got {len(got)}")
     return tuple(got)
 
@@ -318,7 +346,7 @@ def expect_parts(got: Any, names: Sequence[str]) -> tuple[Any, ...]:
 def expect_module(got: Any, kind: str) -> probe.Module:
     """The answer as a module of that class, or one that derives from it."""
     require(got is not None, f"got None: end with `return ...`, an nn.{kind}")
-    require(isinstance(got, probe.Module), f"expected an nn.{kind}, got {_kind(got)}")
+    require(isinstance(got, probe.Module), f"expected an nn.{kind}, got {kind_of(got)}")
     require(kind in got.kinds, f"expected an nn.{kind}, got {got.kinds[0]}")
     assert isinstance(got, probe.Module)
     return got
@@ -392,6 +420,11 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=_generator)
 
 
+def random_size(low: int, high: int) -> int:
+    """A size from low to high - 1 that no answer can know by heart."""
+    return low + secrets.randbelow(high - low)
+
+
 def same(got: Tensor, want: Tensor) -> bool:
     """Equal shapes, and values equal up to rounding; a NaN equals nothing."""
     if got.shape != want.shape or got.dtype in (torch.bool, torch.complex64, torch.complex128):
@@ -422,6 +455,11 @@ def _numbers(tensor: Tensor) -> str:
     return "[" + ", ".join(_numbers(row) for row in tensor) + "]"
 
 
+def _number(number: float) -> str:
+    whole = math.isfinite(number) and number == int(number)
+    return f"{int(number):,}" if whole else f"{number:,.6g}"
+
+
 def _tuple(shape: Sequence[int]) -> str:
     return str(tuple(shape))
 
@@ -430,7 +468,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The name of a value's class, as the learner knows it."""
     if isinstance(value, probe.Other):
         return value.kind
     if isinstance(value, probe.Module):

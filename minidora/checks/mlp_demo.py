@@ -1,0 +1,1103 @@
+"""Checks of exercises/04_mlp_demo.ipynb: adapt a whole model, train it, compare honestly."""
+
+import copy
+import math
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from functools import partial
+from itertools import chain, combinations, pairwise, permutations
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minidora import probe
+from minidora.checks.core import (
+    Answer,
+    Lesson,
+    Refused,
+    expect,
+    expect_module,
+    expect_number,
+    expect_parts,
+    kind_of,
+    randn,
+    random_size,
+    require,
+)
+from minidora.lora import LoRALinear
+from minidora.training import device
+
+lesson = Lesson(
+    4,
+    "04_mlp_demo",
+    closed=(
+        "minidora.adapt",
+        "minidora.data",
+        "minidora.training",
+        "minidora.experiment",
+        "peft",
+    ),
+)
+EXAMPLE = "this is the answer to the example: compute it from the arguments"
+
+
+def refuse_any(found: Sequence[object], message: str) -> None:
+    """Refuse, naming the first of what was found, unless nothing was."""
+    if found:
+        raise Refused(message.format(found[0]))
+
+
+def expect_error(answer: Answer, *args: Any, message: str) -> None:
+    """Refuse with this message unless the learner's function raises an error, of whatever kind."""
+    try:
+        answer.probe(probe.build, *args)
+    except Refused as refused:
+        if not refused.message.startswith("your code raised"):
+            raise
+    else:
+        raise Refused(message)
+
+
+def _labels(logits: Tensor) -> list[int]:
+    """The class of the largest logit of each image."""
+    rows = logits.tolist()
+    return [max(range(len(row)), key=row.__getitem__) for row in rows]
+
+
+def _percent(predicted: list[int], labels: list[int]) -> float:
+    return 100 * sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(labels)
+
+
+@lesson.exercise(
+    "4.1",
+    title="Accuracy",
+    difficulty="easy",
+    minutes=10,
+    teaches="what evaluation mode is for, and to leave a model as you found it",
+    hint="Which layers answer differently while training, and who sets the mode back afterwards?",
+)
+def accuracy(answer: Answer) -> None:
+    def check(x: Tensor, weight: Tensor, bias: Tensor, y: list[int], training: bool) -> None:
+        # While training, this dropout lets nothing through: each image gets the bias's class.
+        model = nn.Sequential(nn.Dropout(1.0), nn.Linear(weight.shape[1], len(weight)))
+        model.load_state_dict({"1.weight": weight, "1.bias": bias})
+        given = (model.train(training), x, torch.tensor(y))
+        found = answer.probe(probe.build, *given)
+        logits = x.double() @ weight.double().T + bias.double()
+        right = _percent(_labels(logits), y)
+        known = [
+            (right / 100, "this is the fraction: return it in percent"),
+            (right * len(y) / 100, "this is the number of hits: return it in percent"),
+            (100 - right, "these are the errors: accuracy counts the hits"),
+        ]
+        if training:
+            dropped = _percent([int(bias.argmax())] * len(y), y)
+            known.append((dropped, "measured in training mode: eval() first"))
+        if len(y) == len(weight):
+            over_images = _percent(_labels(logits.T), y)
+            known.append((over_images, "argmax runs over the images (dim=0): take the classes"))
+        expect_number(found["made"], right, known, tolerance=1e-5)
+        after, *rest = found["given"]
+        require(all(map(torch.equal, rest, given[1:])), "it changes the caller's images or labels")
+        before, now = (
+            "training" if mode else "evaluation" for mode in (training, after.numbers["training"])
+        )
+        require(before == now, f"a model in {before} mode is left in {now} mode: put it back")
+
+    answer.case("by hand")
+    x = torch.tensor(
+        [
+            [5.0, 0.0, 0.0, 3.0, 2.0],
+            [0.0, 5.0, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 6.0, 0.0, 0.0],
+            [1.0, 0.0, 5.0, 2.0, 1.0],
+            [4.0, 0.0, 0.0, 0.0, 1.0],
+        ]
+    )
+    bias = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.0])
+    check(x, torch.eye(5), bias, [0, 1, 2, 2, 3], training=False)
+    answer.case("training mode")
+    check(x, torch.eye(5), bias, [0, 1, 2, 2, 3], training=True)
+    answer.case("random images")
+    x, weight, bias = randn(random_size(30, 60), 4), randn(3, 4), randn(3)
+    y = _labels(x.double() @ weight.double().T + bias.double())
+    wrong = random_size(3, 9)
+    check(x, weight, bias, [(label + 1) % 3 for label in y[:wrong]] + y[wrong:], training=True)
+
+
+accuracy.refuses(
+    ("training mode", "    model.eval()\n", "", "measured in training mode"),
+    (
+        "mode not put back",
+        "    model.train(was_training)\n",
+        "",
+        "a model in training mode is left in evaluation mode",
+    ),
+    (
+        "always training afterwards",
+        "model.train(was_training)",
+        "model.train()",
+        "a model in evaluation mode is left in training mode",
+    ),
+    ("fraction", "100 * ", "", "this is the fraction"),
+    ("hits", "100 * (predicted == y).float().mean()", "(predicted == y).sum()", "number of hits"),
+    ("errors", "predicted == y", "predicted != y", "these are the errors"),
+    ("over the images", "dim=1", "dim=0", "argmax runs over the images (dim=0)"),
+    ("a tensor", ".item()", "", "expected a plain number, got a tensor"),
+    (
+        "the images changed",
+        "    model.eval()\n",
+        "    model.eval()\n    x /= x.max()\n",
+        "it changes the caller's images",
+    ),
+    (
+        "printed",
+        "return 100 * (predicted == y).float().mean().item()",
+        "print(100 * (predicted == y).float().mean().item())",
+        "got None",
+    ),
+)
+
+
+@lesson.exercise(
+    "4.2",
+    title="No image in two parts",
+    difficulty="easy",
+    minutes=10,
+    teaches="to split data so that nothing reported was seen before, anew for each seed",
+    hint="If one shuffled order is cut into pieces, can a row be in two of them?",
+)
+def split_rows(answer: Answer) -> None:
+    def parts(count: int, sizes: list[int], seed: int) -> list[list[int]]:
+        got = answer(count, sizes, seed)
+        require(got is not None, "got None: end with `return ...` (print gives nothing back)")
+        require(isinstance(got, list | tuple), f"expected a list of tensors, got {kind_of(got)}")
+        require(len(got) == len(sizes), f"expected {len(sizes)} parts, got {len(got)}")
+        rows = []
+        for number, (part, size) in enumerate(zip(got, sizes, strict=True), start=1):
+            is_tensor = isinstance(part, Tensor)
+            require(is_tensor, f"part {number}: expected a tensor of rows, got {kind_of(part)}")
+            whole = part.dtype == torch.int64
+            require(whole, f"part {number}: expected row numbers (int64), got {part.dtype}")
+            right = part.shape == (size,)
+            shape = tuple(part.shape)
+            require(right, f"part {number}: expected {size} rows, shape ({size},), got {shape}")
+            rows.append(part.tolist())
+        return rows
+
+    answer.case("sizes")
+    drawn = parts(10, [5, 3, 2], 0)
+    answer.case("disjoint")
+    every: list[int] = []
+    for number, part in enumerate(drawn, start=1):
+        outside = [row for row in part if not 0 <= row < 10]
+        refuse_any(outside, "there is no row {}: they run from 0 to 9")
+        require(len(set(part)) == len(part), f"a row stands twice in part {number}")
+        both = sorted(set(part) & set(every))
+        refuse_any(both, f"row {{}} is in part {number} and in one before: draw once")
+        every += part
+    answer.case("random")
+    count = random_size(200, 300)
+    sizes = [count // 3, count // 4]
+    draws = [parts(count, sizes, seed) for seed in range(3)]
+    flat = [[row for part in draw for row in part] for draw in draws]
+    for rows in flat:
+        require(len(set(rows)) == sum(sizes), "a row is in two parts: draw once, then cut")
+        steps = Counter((b - a) % count for a, b in pairwise(rows))
+        require(
+            steps.most_common(1)[0][1] < 0.8 * len(rows),
+            "not shuffled: the rows follow one another at a fixed step",
+        )
+    require(
+        max(map(max, flat)) >= sum(sizes),
+        "only the first rows are ever drawn: shuffle all of them, then cut",
+    )
+    middle = sum(sum(draw[0]) for draw in draws) / (3 * sizes[0])
+    require(
+        abs(middle / count - 0.5) < 0.15,
+        "part 1 comes from one end of the file: cut the shuffled order, do not sort it before",
+    )
+    shared = len(set(draws[0][0]) & set(draws[1][0]))
+    require(
+        shared < 0.7 * sizes[0],
+        f"seeds 0 and 1 share {shared} of {sizes[0]} rows in part 1: each seed splits anew",
+    )
+    answer.case("repeatable")
+    require(parts(count, sizes, 2) == draws[2], "one seed gives other rows each time: use seed")
+
+
+split_rows.refuses(
+    (
+        "drawn anew for each part",
+        "return list(order[: sum(sizes)].split(sizes))",
+        (
+            "generator = torch.Generator().manual_seed(seed)\n"
+            "    return [torch.randperm(count, generator=generator)[:size] for size in sizes]"
+        ),
+        "and in one before: draw once",
+    ),
+    (
+        "drawn with replacement",
+        "torch.randperm(count, generator",
+        "torch.randint(count, (count,), generator",
+        "a row stands twice in part 1",
+    ),
+    (
+        "not shuffled",
+        "torch.randperm(count, generator=torch.Generator().manual_seed(seed))",
+        "torch.arange(count)",
+        "not shuffled: the rows follow one another",
+    ),
+    (
+        "a turned order",
+        "torch.randperm(count, generator=torch.Generator().manual_seed(seed))",
+        "torch.arange(count).roll(7 * seed + 3)",
+        "not shuffled: the rows follow one another",
+    ),
+    (
+        "sorted before it is cut",
+        "order[: sum(sizes)].split",
+        "order[: sum(sizes)].sort().values.split",
+        "part 1 comes from one end of the file",
+    ),
+    (
+        "one order for all seeds, turned",
+        "manual_seed(seed))",
+        "manual_seed(0)).roll(seed)",
+        "each seed splits anew",
+    ),
+    ("one split for all seeds", "manual_seed(seed)", "manual_seed(0)", "each seed splits anew"),
+    (
+        "seed not used",
+        ", generator=torch.Generator().manual_seed(seed)",
+        "",
+        "one seed gives other rows each time",
+    ),
+    (
+        "only the first rows shuffled",
+        "torch.randperm(count,",
+        "torch.randperm(sum(sizes),",
+        "only the first rows are ever drawn",
+    ),
+    (
+        "parts of equal size",
+        ".split(sizes)",
+        ".chunk(len(sizes))",
+        "part 1: expected 5 rows, shape (5,), got (4,)",
+    ),
+    (
+        "the rest as one more part",
+        "order[: sum(sizes)].split(sizes)",
+        "order.split([*sizes, count - sum(sizes)])",
+        "expected 3 parts, got 4",
+    ),
+    (
+        "the caller's sizes changed",
+        "    return list(",
+        "    sizes.append(count - sum(sizes))\n    return list(",
+        "it changes the caller's sizes",
+    ),
+    ("printed", "return list(", "print(", "got None"),
+)
+
+
+def _picked(scores: Tensor, columns: list[int]) -> Tensor:
+    return torch.tensor([float(row[c]) for row, c in zip(scores, columns, strict=True)])
+
+
+def _best_columns(scores: Tensor) -> list[int]:
+    return [max(range(len(row)), key=row.__getitem__) for row in scores.tolist()]
+
+
+@lesson.exercise(
+    "4.3",
+    title="Choose on one set, report another",
+    difficulty="easy",
+    minutes=10,
+    teaches="how a learning rate is chosen without a look at the images that are reported",
+    hint="Which of the two tables may the choice read, and which one only the report?",
+)
+def chosen_scores(answer: Answer) -> None:
+    def check(validation: Tensor, test: Tensor) -> None:
+        seeds, rates = test.shape
+        columns = _best_columns(validation)
+        right = _picked(test, columns)
+        for_all = _best_columns(sum(validation, torch.zeros(rates))[None]) * seeds
+        lowest = _best_columns(-validation)
+        known = [
+            (example, EXAMPLE),
+            (
+                _picked(test, _best_columns(test)),
+                "chosen on the test images: the best of several noisy scores is too good",
+            ),
+            (
+                _picked(test, _best_columns(validation + test)),
+                "the choice looks at test too: choose on validation alone",
+            ),
+            (_picked(validation, columns), "the score that chose: report the test accuracy"),
+            (
+                _picked(validation, _best_columns(test)),
+                "the tables are exchanged: choose on validation, report test",
+            ),
+            (_picked(test, for_all), "one rate for all seeds: each seed chooses its own"),
+            (_picked(test, lowest), "the rate with the lowest validation accuracy"),
+            (torch.tensor(columns), "these are numbers of columns: return what test holds there"),
+            (_picked(test.T, _best_columns(validation.T)), "one per rate: choose one per seed"),
+            (right.mean(), "this is one mean: return one score per seed"),
+            (test[:, columns], "test[:, best] gives every pair: take one number from each row"),
+        ]
+        if torch.equal(right, example):
+            known = known[1:]
+        expect(answer(validation, test), right, known, shape="(seeds,)")
+
+    example = torch.tensor([81.0, 78.0])
+    answer.case("by hand")
+    check(
+        torch.tensor([[80.0, 85.0, 83.0], [70.0, 72.0, 75.0]]),
+        torch.tensor([[84.0, 81.0, 82.0], [71.0, 79.0, 78.0]]),
+    )
+    answer.case("random accuracies")
+    for seeds, rates in ((8, 5), (3, 7), (4, 4)):
+        check(80 + randn(seeds, rates), 80 + randn(seeds, rates))
+
+
+chosen_scores.refuses(
+    (
+        "chosen on the test images",
+        "validation.argmax(dim=1",
+        "test.argmax(dim=1",
+        "chosen on the test images",
+    ),
+    (
+        "the best of the test images",
+        "test.gather(1, best)[:, 0]",
+        "test.max(dim=1).values",
+        "chosen on the test images",
+    ),
+    (
+        "chosen on both",
+        "validation.argmax(dim=1",
+        "(validation + test).argmax(dim=1",
+        "the choice looks at test too",
+    ),
+    (
+        "the validation accuracy reported",
+        "test.gather(1, best)",
+        "validation.gather(1, best)",
+        "the score that chose",
+    ),
+    (
+        "the tables exchanged",
+        "best = validation.argmax",
+        "validation, test = test, validation\n    best = validation.argmax",
+        "the tables are exchanged",
+    ),
+    (
+        "one rate for all seeds",
+        "return test.gather(1, best)[:, 0]",
+        "return test[:, validation.mean(dim=0).argmax()]",
+        "one rate for all seeds",
+    ),
+    ("the lowest accuracy", "argmax", "argmin", "the lowest validation accuracy"),
+    ("the column returned", "test.gather(1, best)", "best", "these are numbers of columns"),
+    (
+        "one choice per rate",
+        "return test.gather(1, best)[:, 0]",
+        "return test.T[torch.arange(test.shape[1]), validation.argmax(dim=0)]",
+        "one per rate: choose one per seed",
+    ),
+    ("the mean", "[:, 0]", "[:, 0].mean()", "this is one mean"),
+    (
+        "every pair",
+        "test.gather(1, best)[:, 0]",
+        "test[:, best[:, 0]]",
+        "gives every pair",
+    ),
+    (
+        "the example by heart",
+        "return test.gather(1, best)[:, 0]",
+        "return torch.tensor([81.0, 78.0])",
+        "the answer to the example",
+    ),
+    ("printed", "return test.gather(1, best)[:, 0]", "print(best)", "got None"),
+)
+
+
+def _nested_model() -> nn.Module:
+    """Linear layers at several depths, three of them called head, and other layers."""
+
+    def block() -> nn.ModuleDict:
+        mlp = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        return nn.ModuleDict(
+            {"query": nn.Linear(6, 6), "norm": nn.LayerNorm(6), "mlp": mlp, "head": nn.Linear(6, 6)}
+        )
+
+    model = nn.Module()
+    model.embed = nn.Embedding(9, 6)
+    model.blocks = nn.Sequential(block(), block())
+    model.head = nn.Linear(6, 9)
+    return model
+
+
+NAMES = ["head", "blocks.1.query", "blocks.0.mlp.2"]
+
+
+@lesson.exercise(
+    "4.4",
+    title="Swap layers by name, in a copy",
+    difficulty="medium",
+    minutes=20,
+    teaches="how a layer deep inside a model is replaced, and why several methods share one base",
+    hint="Whose attribute is the layer blocks.1.query: the model's, or that of what module?",
+)
+def adapted_copy(answer: Answer) -> None:
+    model = _nested_model()
+    before = {name: type(module).__name__ for name, module in model.named_modules()}
+    values = dict(model.named_parameters())
+    make = partial(LoRALinear, rank=2, alpha=4.0)
+    found = answer.probe(probe.build, model, NAMES, make)
+
+    answer.case("the model as it was")
+    made = expect_module(found["made"], "Module")
+    caller = found["given"][0]
+    require(caller.modules == before, "the caller's model has adapters now: adapt a deep copy")
+    frozen = [name for name, value in caller.parameters.items() if not value.requires_grad]
+    own = bool(frozen) and all(name.rpartition(".")[0] in NAMES for name in frozen)
+    require(not own, "the adapters wrap the caller's own layers: take those of the copy")
+    require(not frozen, "the caller's model is frozen now: freeze the copy")
+    changed = [n for n, value in values.items() if not torch.equal(caller.parameters[n], value)]
+    refuse_any(changed, "the caller's {} has other values now")
+
+    answer.case("layers swapped")
+    for name in NAMES:
+        beside = made.modules.get(name) == "LoRALinear" and f"{name}.weight" in made.parameters
+        message = f"the copy got a child called '{name}': setattr takes no path, find the parent"
+        require(not beside, message)
+    swapped = [name for name, kind in made.modules.items() if kind == "LoRALinear"]
+    require(bool(swapped), "no layer is swapped in what you return")
+    extra = [name for name in swapped if name not in NAMES]
+    last = [name.split(".")[-1] for name in NAMES]
+    ends = all(name.split(".")[-1] in last for name in extra)
+    reason = "its name only ends like one in names" if ends else "it is not in names"
+    refuse_any(extra, f"{{}} is swapped too: {reason}")
+    missed = [name for name in NAMES if name not in swapped]
+    require(swapped != ["head"], "only the top level is searched: go down into the model")
+    refuse_any(missed, "{} is not swapped")
+    for name, value in values.items():
+        layer, _, part = name.rpartition(".")
+        got = made.parameters.get(f"{layer}.base.{part}" if layer in NAMES else name)
+        require(got is not None, f"your copy has lost the model's {name}")
+        same = torch.equal(got, value) if isinstance(got, Tensor) else False
+        require(same, f"the copy's {name} has other values than the model's: copy, do not rebuild")
+
+    answer.case("what trains")
+    adapters = [f"{name}.{part}" for name in NAMES for part in ("lora_A", "lora_B")]
+    for name in adapters:
+        trains = made.parameters[name].requires_grad
+        require(trains, f"{name} is frozen too: freeze first, then put adapters in")
+    left = [name for name, value in made.parameters.items() if value.requires_grad]
+    left = [name for name in left if name not in adapters]
+    kinds = {before[name.rpartition(".")[0]] for name in left}
+    reason = "freeze the rest" if "Linear" in kinds else "there are more than nn.Linear layers"
+    refuse_any(left, f"{{}} still trains: {reason}")
+
+    answer.case("an unknown name")
+    message = "a name that is not there passes in silence: raise an error"
+    expect_error(answer, model, ["blocks.0.qurey"], make, message=message)
+
+
+_BY_NAME = """for name in names:
+        parent, _, child = name.rpartition(".")
+        layer = adapted.get_submodule(name)
+        setattr(adapted.get_submodule(parent), child, make(layer))"""
+
+adapted_copy.refuses(
+    ("no copy", "copy.deepcopy(model)", "model", "the caller's model has adapters now"),
+    (
+        "a shallow copy",
+        "copy.deepcopy(model)",
+        "copy.copy(model)",
+        "the caller's model has adapters now",
+    ),
+    (
+        "the caller frozen",
+        "copy.deepcopy(model).requires_grad_(False)",
+        "copy.deepcopy(model.requires_grad_(False))",
+        "the caller's model is frozen now",
+    ),
+    (
+        "layers of the caller wrapped",
+        "layer = adapted.get_submodule(name)",
+        "layer = model.get_submodule(name)",
+        "the adapters wrap the caller's own layers",
+    ),
+    (
+        "setattr with a path",
+        "setattr(adapted.get_submodule(parent), child,",
+        "setattr(adapted, name,",
+        "the copy got a child called 'blocks.1.query'",
+    ),
+    (
+        "top level only",
+        _BY_NAME,
+        (
+            "for name, child in list(adapted.named_children()):\n"
+            "        if name in names:\n"
+            "            setattr(adapted, name, make(child))"
+        ),
+        "only the top level is searched",
+    ),
+    (
+        "every linear layer",
+        "for name in names:",
+        "for name in [n for n, m in adapted.named_modules() if isinstance(m, nn.Linear)]:",
+        "blocks.0.query is swapped too: it is not in names",
+    ),
+    (
+        "names that end alike",
+        "for name in names:",
+        "for name in [n for n, _ in adapted.named_modules() if n.endswith(tuple(names))]:",
+        "blocks.0.head is swapped too: its name only ends like one",
+    ),
+    (
+        "the last part of a name alone",
+        "for name in names:",
+        (
+            "for name in [n for n, _ in adapted.named_modules()\n"
+            "                 if n.split('.')[-1] in [name.split('.')[-1] for name in names]]:"
+        ),
+        "blocks.0.query is swapped too: its name only ends like one",
+    ),
+    (
+        "unknown names passed over",
+        "for name in names:",
+        "for name in [n for n, _ in adapted.named_modules() if n in names]:",
+        "a name that is not there passes in silence",
+    ),
+    (
+        "a new layer inside",
+        "make(layer)",
+        "make(nn.Linear(layer.in_features, layer.out_features))",
+        "the copy's blocks.0.mlp.2.weight has other values",
+    ),
+    ("wrapped twice", "make(layer)", "make(make(layer))", "base is already adapted"),
+    (
+        "not put in",
+        "setattr(adapted.get_submodule(parent), child, make(layer))",
+        "layer = make(layer)",
+        "no layer is swapped",
+    ),
+    (
+        "the last one forgotten",
+        "for name in names:",
+        "for name in names[:-1]:",
+        "blocks.0.mlp.2 is not swapped",
+    ),
+    (
+        "frozen at the end",
+        "return adapted",
+        "return adapted.requires_grad_(False)",
+        "is frozen too: freeze first",
+    ),
+    ("nothing frozen", ".requires_grad_(False)", "", "still trains: freeze the rest"),
+    (
+        "nn.Linear layers frozen, as in the source notebook",
+        "copy.deepcopy(model).requires_grad_(False)\n",
+        (
+            "copy.deepcopy(model)\n"
+            "    for layer in adapted.modules():\n"
+            "        if isinstance(layer, nn.Linear):\n"
+            "            layer.requires_grad_(False)\n"
+        ),
+        "embed.weight still trains: there are more than nn.Linear layers",
+    ),
+    ("the model returned", "return adapted", "return model", "no layer is swapped"),
+    ("nothing returned", "return adapted", "print(adapted)", "got None"),
+)
+
+
+T = {
+    2: 4.30265,
+    3: 3.18245,
+    4: 2.77645,
+    5: 2.57058,
+    6: 2.44691,
+    7: 2.36462,
+    8: 2.30600,
+    14: 2.14479,
+}
+"""Student's t, 97.5 % quantile by degrees of freedom, as printed in tables of statistics."""
+
+T_ONE_SIDED = {2: 2.91999, 3: 2.35336, 4: 2.13185, 7: 1.89458}
+"""The 95 % quantile."""
+
+
+def _mean_and_error(values: list[Fraction]) -> tuple[float, float]:
+    """Mean and standard error, by the differences between the values, exactly.
+
+    s^2 = sum over pairs (d_i - d_j)^2 / (n (n - 1)),  error = s / sqrt(n)
+    """
+    n = len(values)
+    apart = sum(((a - b) ** 2 for a, b in combinations(values, 2)), Fraction(0))
+    return float(sum(values) / n), math.sqrt(apart / (n * n * (n - 1)))
+
+
+def _check_verdict(got: Any, low: float, high: float) -> None:
+    """Refuse unless got are the words for this interval."""
+    require(isinstance(got, str), f"verdict: expected a text, got {kind_of(got)}")
+    nothing = "no difference detected"
+    right = "higher" if low > 0 else "lower" if high < 0 else nothing
+    if right == nothing:
+        claims = got in ("higher", "lower")
+        require(not claims, f"'{got}', but the interval holds 0: '{nothing}'")
+        equal = got.lower() in ("equal", "same", "no difference", "equally good")
+        require(not equal, f"'{got}', but what was not detected may still be there: '{nothing}'")
+    else:
+        opposite = got in ("higher", "lower") and got != right
+        require(not opposite, f"'{got}', but the first method is {right}")
+        missed = got == nothing
+        require(not missed, f"'{got}', but the interval lies on one side of 0: '{right}'")
+    require(got == right, f"verdict: expected '{right}', got '{got[:40]}'")
+
+
+@lesson.exercise(
+    "4.5",
+    title="A difference and its interval",
+    difficulty="medium",
+    minutes=20,
+    teaches="why methods are compared seed by seed, and to say no more than a few seeds can show",
+    hint="Which one list of numbers has a mean and a spread here, and how many does it hold?",
+)
+def paired_interval(answer: Answer) -> None:
+    def check(first: list[float], second: list[float]) -> None:
+        a, b = [[Fraction(value) for value in values] for values in (first, second)]
+        n, d = len(a), [x - y for x, y in zip(a, b, strict=True)]
+        t = T[n - 1]
+        mean, error = _mean_and_error(d)
+        half = t * error
+        unpaired = math.hypot(_mean_and_error(a)[1], _mean_and_error(b)[1])
+        in_order = _mean_and_error([x - y for x, y in zip(sorted(a), sorted(b), strict=True)])[1]
+        absolute = _mean_and_error([abs(x) for x in d])
+        # (middle, half the width, message)
+        mistakes = [
+            (2.0, 3.18245, EXAMPLE),
+            (-mean, half, "the other way round: the first method minus the second"),
+            (absolute[0], t * absolute[1], "of absolute differences: keep their sign"),
+            (mean, t * unpaired, "not paired: take the spread of the differences, seed by seed"),
+            (mean, T[2 * n - 2] * unpaired, "not paired: take the differences, seed by seed"),
+            (mean, 1.95996 * unpaired, "not paired, and 1.96: take the differences, and their t"),
+            (mean, t * in_order, "both are sorted: a pair is one seed, not one place"),
+            (mean, half * math.sqrt(n), "with the spread of one difference: a mean of n has less"),
+            (mean, half / math.sqrt(n), "divided by n: divide the spread by sqrt(n)"),
+            (mean, half * math.sqrt((n - 1) / n), "the spread has n - 1 below it, not n"),
+            (mean, half * error, "with a variance: take the root before dividing by sqrt(n)"),
+            (mean, 1.95996 * error, "1.96 is for very many seeds: take t with n - 1"),
+            (mean, 2 * error, "2 is for very many seeds: take t with n - 1"),
+            (mean, error, "one standard error each way is no 95 % interval: where is t?"),
+            (mean, T[n] * error, "t with n degrees of freedom: it has n - 1"),
+            (mean, T_ONE_SIDED[n - 1] * error, "2.5 % lie outside on each side: t at 0.975"),
+            (mean, 0.0, "this is the mean: return the two ends of the interval"),
+            (0.0, half, "the interval lies around 0: it lies around the mean"),
+            (mean, -half, "low and high have changed places"),
+        ]
+        if first == example:
+            del mistakes[0]
+        got = expect_parts(answer(first, second), ("low", "high", "verdict"))
+        for name, side, end in (("low", -1, got[0]), ("high", 1, got[1])):
+            known = [(middle + side * width, message) for middle, width, message in mistakes]
+            expect_number(end, mean + side * half, known, name, tolerance=1e-4)
+        _check_verdict(got[2], mean - half, mean + half)
+
+    example = [90.0, 92.0, 91.0, 95.0]
+    answer.case("by hand")
+    check(example, [89.0, 91.0, 90.0, 90.0])
+    answer.case("random accuracies")
+    for seeds in (3, 5, 8):
+        hard = [80 + secrets.randbelow(1000) / 100 for _ in range(seeds)]
+        pair = [[base + secrets.randbelow(300) / 100 for base in hard] for _ in range(2)]
+        pair[0][0] += 6  # so that one difference is positive
+        pair[1][1] += 4  # and one negative
+        check(*pair)
+    answer.case("on one side of 0")
+    check([84.0, 86.5, 81.0, 88.0, 85.0], [81.0, 84.0, 78.5, 84.5, 82.5])
+    check([81.0, 84.0, 78.5, 84.5, 82.5], [84.0, 86.5, 81.0, 88.0, 85.0])
+    answer.case("below 0 on average")
+    check([81.0, 84.0, 78.5, 84.5, 84.0], [84.0, 83.0, 79.0, 88.0, 82.0])
+    answer.case("equal scores")
+    check([84.0, 86.5, 81.0], [84.0, 86.5, 81.0])
+    answer.case("lists of different lengths")
+    message = "3 and 2 values make no pairs, and no error says so: zip(strict=True)?"
+    expect_error(answer, [90.0, 92.0, 91.0], [89.0, 91.0], message=message)
+
+
+paired_interval.refuses(
+    ("the other way round", "a - b for", "b - a for", "the first method minus the second"),
+    ("absolute differences", "a - b for", "abs(a - b) for", "keep their sign"),
+    (
+        "not paired",
+        "stdev(differences)",
+        "math.hypot(stdev(first), stdev(second))",
+        "low: not paired",
+    ),
+    (
+        "Student's test for two groups",
+        "stats.t.ppf(0.975, n - 1) * stdev(differences)",
+        "stats.t.ppf(0.975, 2 * n - 2) * math.hypot(stdev(first), stdev(second))",
+        "low: not paired",
+    ),
+    (
+        "not paired, and with 1.96",
+        "stats.t.ppf(0.975, n - 1) * stdev(differences)",
+        "1.96 * math.hypot(stdev(first), stdev(second))",
+        "not paired, and 1.96",
+    ),
+    (
+        "both sorted",
+        "zip(first, second, strict=True)",
+        "zip(sorted(first), sorted(second), strict=True)",
+        "a pair is one seed, not one place",
+    ),
+    (
+        "n below the spread",
+        "stdev(differences)",
+        "torch.tensor(differences).std(correction=0).item()",
+        "the spread has n - 1 below it",
+    ),
+    ("spread of one difference", " / math.sqrt(n)", "", "with the spread of one difference"),
+    ("divided by n", "math.sqrt(n)", "n", "divided by n"),
+    (
+        "a variance",
+        "stdev(differences) / math.sqrt(n)",
+        "stdev(differences) ** 2 / n",
+        "with a variance",
+    ),
+    (
+        "the normal distribution's 1.96",
+        "stats.t.ppf(0.975, n - 1)",
+        "1.959964",
+        "1.96 is for very many seeds",
+    ),
+    ("two errors", "stats.t.ppf(0.975, n - 1)", "2", "2 is for very many seeds"),
+    ("one error", "stats.t.ppf(0.975, n - 1)", "1", "is no 95 % interval"),
+    ("degrees of freedom", "n - 1", "n", "it has n - 1"),
+    ("one-sided", "0.975", "0.95", "2.5 % lie outside on each side"),
+    ("around 0", "mean = fmean(differences)", "mean = 0.0", "it lies around the mean"),
+    (
+        "low and high exchanged",
+        "mean - half, mean + half",
+        "mean + half, mean - half",
+        "low and high have changed places",
+    ),
+    (
+        "mean and half the width",
+        "low, high = mean - half, mean + half",
+        "low, high = mean, half",
+        "this is the mean: return the two ends",
+    ),
+    ("by the sign of the mean", "if low > 0:", "if mean > 0:", "but the interval holds 0"),
+    ("never lower", "high < 0", "high < -1e9", "the interval lies on one side of 0: 'lower'"),
+    ("turned round", '"higher"', '"lower" + ""', "but the first method is higher"),
+    (
+        "equal",
+        '"no difference detected"',
+        '"equal"',
+        "what was not detected may still be there",
+    ),
+    ("touching 0", "if low > 0:", "if low >= 0:", "'higher', but the interval holds 0"),
+    ("cut to the shorter one", ", strict=True", "", "make no pairs"),
+    (
+        "the example by heart",
+        "    n = len",
+        '    return -1.182446, 5.182446, "no difference detected"\n    n = len',
+        "the answer to the example",
+    ),
+    (
+        "the caller's list sorted",
+        "    n = len",
+        "    first.sort()\n    n = len",
+        "it changes the caller's first",
+    ),
+    (
+        "printed",
+        'return low, high, "no difference detected"',
+        'print(low, high, "no difference detected")',
+        "got None",
+    ),
+)
+
+
+class _Run(NamedTuple):
+    """What plain gradient descent makes of a linear classifier, in float64."""
+
+    weight: Tensor
+    bias: Tensor
+    losses: list[float]  # mean of each epoch, over images
+    batch_losses: list[float]  # mean of each epoch, over batches
+    last_losses: list[float]  # of the last batch of each epoch
+    after_losses: list[float]  # of all images, after each epoch
+
+
+def _descend(
+    features: Tensor,
+    y: Tensor,
+    layer: nn.Linear,
+    epochs: int,
+    batch_size: int,
+    rate: float,
+    mistake: str = "",
+) -> _Run:
+    """Cross-entropy by its closed form, dL/dlogits = (softmax - onehot) / batch; no autograd.
+
+    mistake: one of _MOVES; "adam" is right for the first step only.
+    """
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    sum_w, sum_b = torch.zeros_like(weight), torch.zeros_like(bias)
+    means: list[list[float]] = []
+    totals = []
+    after = []
+    for _ in range(epochs):
+        means.append([])
+        totals.append(0.0)
+        for rows in torch.arange(len(y)).split(len(y) if mistake == "one batch" else batch_size):
+            if mistake == "last batch" and len(rows) < batch_size:
+                continue
+            x, wanted = features[rows], torch.eye(len(bias)).double()[y[rows]]
+            p = (x @ weight.T + bias).softmax(1)
+            slope = p - wanted
+            if mistake == "softmax":  # taken a second time
+                p, outer = p.softmax(1), p
+                slope = outer * (p - wanted - ((p - wanted) * outer).sum(1, keepdim=True))
+            losses = -(p.log() * wanted).sum(1)
+            slope = slope / (1 if mistake == "sum" else len(rows))
+            grad_w, grad_b = slope.T @ x, slope.sum(0)
+            if keep := {"accumulated": 1.0, "momentum": 0.9}.get(mistake):
+                grad_w, grad_b = sum_w, sum_b = keep * sum_w + grad_w, keep * sum_b + grad_b
+            if mistake == "adam":
+                grad_w, grad_b = (g / (g.abs() + 1e-8) for g in (grad_w, grad_b))
+            weight, bias = weight - rate * grad_w, bias - rate * grad_b
+            means[-1].append(float(losses.mean()))
+            totals[-1] += float(losses.sum())
+        log_p = (features @ weight.T + bias).log_softmax(1)
+        after.append(-float(log_p[torch.arange(len(y)), y].mean()))
+    return _Run(
+        weight,
+        bias,
+        [total / len(y) for total in totals],
+        [sum(epoch) / len(epoch) for epoch in means],
+        [epoch[-1] for epoch in means],
+        after,
+    )
+
+
+@lesson.exercise(
+    "4.6",
+    title="The training loop",
+    difficulty="hard",
+    minutes=25,
+    teaches="the five lines of every training, and what may move in them",
+    hint="Which numbers does step() read, who wrote them, and when were they 0?",
+    seconds=30.0,  # in a process of its own the first optimizer imports torch._dynamo
+)
+def train(answer: Answer) -> None:
+    import torch._dynamo  # the first optimizer imports it: not in the learner's time
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, *numbers: float) -> tuple[Any, probe.Module]:
+        given = [part.to(device()) for part in (copy.deepcopy(model), x, y)]
+        found = answer.probe(probe.build, *given, *numbers)
+        losses = found["made"]
+        require(losses is not None, "got None: end with `return losses` (print gives nothing back)")
+        kind = kind_of(losses)
+        require(isinstance(losses, list | tuple), f"expected a list of losses, got {kind}")
+        epochs = int(numbers[0])
+        require(
+            len(losses) == epochs, f"expected {epochs} losses, one an epoch: {len(losses)} came"
+        )
+        for name, before, after in (("x", x, found["given"][1]), ("y", y, found["given"][2])):
+            same = torch.equal(before, after.cpu())
+            require(same, f"it changes the caller's {name}: make a new tensor instead")
+        return losses, found["given"][0]
+
+    answer.case("one step")
+    layer, x, y = nn.Linear(4, 3), randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+
+    def moved(
+        after: probe.Module, name: str, descend: Callable[..., _Run], shuffled: Iterable[_Run] = ()
+    ) -> None:
+        """Compare the parameters of the classifier called name."""
+        right = descend()
+        still = _Run(layer.weight, layer.bias, [], [], [], [])
+        known = [(still, "nothing moved: zero_grad, backward, step, in this order")]
+        known += [(descend(mistake=mistake), message) for mistake, message in _MOVES]
+        message = "the images come in another order: take them as they stand in x"
+        for part in ("weight", "bias"):
+            values = chain(
+                ((getattr(wrong, part), text) for wrong, text in known),
+                ((getattr(wrong, part), message) for wrong in shuffled),
+            )
+            expect(after.parameters[name + part], getattr(right, part), values, name + part)
+
+    _, after = run(layer, x, y, 1, 6, 0.5)
+    moved(after, "", partial(_descend, x.double(), y, layer, 1, 6, 0.5))
+
+    answer.case("batches")
+    layer, x, y = nn.Linear(4, 3), randn(5, 4), torch.tensor([0, 1, 2, 2, 1])
+    _, after = run(layer, x, y, 1, 2, 0.5)
+    shuffled = (
+        _descend(x[list(order)].double(), y[list(order)], layer, 1, 2, 0.5)
+        for order in permutations(range(len(y)))
+    )
+    moved(after, "", partial(_descend, x.double(), y, layer, 1, 2, 0.5), shuffled)
+    layer, x, y = nn.Linear(4, 3), randn(7, 4), torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    losses, after = run(layer, x, y, 3, 3, 0.5)
+    descend = partial(_descend, x.double(), y, layer, 3, 3, 0.5)
+    moved(after, "", descend)
+
+    answer.case("losses")
+    right = descend()
+    for number, loss in enumerate(losses):
+        known = [
+            (right.batch_losses[number], "a mean of batch means: the last batch is smaller"),
+            (right.losses[number] * len(y), "this is the sum: divide by the number of images"),
+            (sum(right.losses[: number + 1]), "the losses of all epochs so far: start from 0"),
+            (
+                right.after_losses[number],
+                "measured after the epoch: take the losses of its batches as they were trained on",
+            ),
+            (right.last_losses[number], "this is the last batch's: take the mean of all images"),
+        ]
+        expect_number(loss, right.losses[number], known, f"epoch {number + 1}", tolerance=1e-4)
+
+    answer.case("frozen parameters")
+    first, layer = nn.Linear(4, 5).requires_grad_(False), nn.Linear(5, 3)
+    model = nn.Sequential(first, nn.ReLU(), layer)
+    _, after = run(model, x, y, 2, 3, 0.5)
+    for name, value in model.named_parameters():
+        frozen = not value.requires_grad
+        still = torch.equal(after.parameters[name].cpu(), value.cpu())
+        require(still or not frozen, f"{name} was frozen and has moved")
+        now_frozen = not after.parameters[name].requires_grad
+        require(now_frozen == frozen, f"requires_grad of {name} is not what it was")
+    features = (x.double() @ first.weight.double().T + first.bias.double()).relu()
+    moved(after, "2.", partial(_descend, features, y, layer, 2, 3, 0.5))
+
+    answer.case("modes")
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    _, after = run(model, x[:6], y[:6], 2, 3, 0.1)
+    tracked = int(after.tensors["0.num_batches_tracked"])
+    require(tracked != 0, "it trains in evaluation mode: model.train() comes before the loop")
+    require(tracked == 4, f"the model saw {tracked} batches in training mode, expected 4")
+    require(
+        not after.numbers["training"], "the model is left in training mode: end with model.eval()"
+    )
+
+
+_MOVES = [
+    ("accumulated", "the gradients add up from step to step: where is zero_grad()?"),
+    ("momentum", "this is SGD with a momentum of 0.9: plain SGD was asked for"),
+    ("sum", "the loss is the sum over the batch: take the mean"),
+    ("softmax", "cross_entropy takes logits: it applies the softmax itself"),
+    ("adam", "each number moves by the learning rate: this is Adam, and plain SGD was asked for"),
+    ("one batch", "one step an epoch, with all images: split them into batches"),
+    ("last batch", "the last, smaller batch is left out"),
+]
+
+train.refuses(
+    (
+        "gradients that add up",
+        "            optimizer.zero_grad()\n",
+        "",
+        "the gradients add up from step to step",
+    ),
+    (
+        "gradients cleared too late",
+        "            optimizer.zero_grad()\n            loss.backward()\n",
+        "            loss.backward()\n            optimizer.zero_grad()\n",
+        "nothing moved",
+    ),
+    ("no step", "            optimizer.step()\n", "", "nothing moved"),
+    (
+        "sum of the losses",
+        "cross_entropy(model(images), labels)",
+        'cross_entropy(model(images), labels, reduction="sum")',
+        "the loss is the sum over the batch",
+    ),
+    (
+        "softmax twice",
+        "model(images)",
+        "model(images).softmax(dim=1)",
+        "cross_entropy takes logits",
+    ),
+    ("momentum", "lr=learning_rate", "lr=learning_rate, momentum=0.9", "a momentum of 0.9"),
+    (
+        "loss after the epoch",
+        "total / len(x)",
+        "F.cross_entropy(model(x), y).item()",
+        "measured after the epoch",
+    ),
+    ("Adam", "torch.optim.SGD", "torch.optim.Adam", "this is Adam"),
+    (
+        "no batches",
+        "zip(x.split(batch_size), y.split(batch_size), strict=True)",
+        "[(x, y)]",
+        "one step an epoch",
+    ),
+    (
+        "last batch left out",
+        "            loss = ",
+        "            if len(images) < batch_size:\n                continue\n            loss = ",
+        "the last, smaller batch is left out",
+    ),
+    (
+        "shuffled",
+        "    model.train()\n",
+        (
+            "    model.train()\n"
+            "    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))\n"
+            "    x, y = x[order], y[order]\n"
+        ),
+        "the images come in another order",
+    ),
+    ("one epoch", "range(epochs)", "range(1)", "expected 3 losses, one an epoch: 1 came"),
+    (
+        "everything thawed",
+        "[p for p in model.parameters() if p.requires_grad]",
+        "model.requires_grad_(True).parameters()",
+        "0.weight was frozen and has moved",
+    ),
+    (
+        "evaluation mode",
+        "    model.train()\n",
+        "",
+        "it trains in evaluation mode",
+    ),
+    (
+        "training mode afterwards",
+        "    model.eval()\n",
+        "",
+        "the model is left in training mode",
+    ),
+    (
+        "mean of batch means",
+        "loss.item() * len(images)",
+        "loss.item() * len(x) / len(x.split(batch_size))",
+        "a mean of batch means",
+    ),
+    ("the sum as the loss", "total / len(x)", "total", "this is the sum"),
+    (
+        "the last batch's loss",
+        "losses.append(total / len(x))",
+        "losses.append(loss.item())",
+        "this is the last batch's",
+    ),
+    ("graphs kept", "loss.item()", "loss", "expected a plain number, got a tensor"),
+    (
+        "x changed in place",
+        "    model.train()\n",
+        "    model.train()\n    x -= x.mean(dim=0)\n",
+        "it changes the caller's x",
+    ),
+    ("printed", "return losses", "print(losses)", "got None"),
+)
