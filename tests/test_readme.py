@@ -36,6 +36,8 @@ def test_every_command_is_run_here_or_by_ci():
         "make demo",  # test_make_demo
         "make doctor",  # test_make_doctor
         ".venv/bin/minidora status",  # test_minidora_start_and_status
+        ".venv/bin/python -m minidora.pretrain",  # test_language.py, with few steps
+        ".venv/bin/python -m minidora.pretrain --evidence",
     ]
     assert "`make lab ARGS=--no-browser`" in README
 
@@ -154,7 +156,9 @@ def test_make_lab(installed, tmp_path, my_work):
 
 def test_jupyter_lab(installed, tmp_path, my_work):
     assert run(PIP_LINES[2], cwd=ROOT).returncode == 0
-    assert "my-work/exercises/03_dora_decomposition.ipynb" in probe_jupyter(PIP_LINES[3], tmp_path)[1]
+    assert (
+        "my-work/exercises/03_dora_decomposition.ipynb" in probe_jupyter(PIP_LINES[3], tmp_path)[1]
+    )
 
 
 # ---- By hand, with pip ----
