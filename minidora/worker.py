@@ -12,6 +12,7 @@ code has run, and a pickle could do anything there.
 import ast
 import builtins
 import gc
+import importlib
 import json
 import linecache
 import os
@@ -25,7 +26,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo  # what the first optimizer and the first backward pass import: seconds
 from IPython.core.inputtransformer2 import TransformerManager
 
 from minidora import probe
@@ -36,6 +36,7 @@ LENGTH = struct.Struct(">Q")  # stands before each message
 
 def main() -> None:
     """Serve one copy of this process for each line of standard input."""
+    importlib.import_module("torch._dynamo")  # what the first optimizer imports, once for all
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # copies that end leave nothing behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us

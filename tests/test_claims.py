@@ -531,7 +531,7 @@ def test_evidence_that_lacks_a_run_is_refused(worlds: dict[str, Figures]) -> Non
 
 # ---- What is printed and written ----
 
-FEW = [BY_ID[name] for name in ("source-sparse", "paper-covariance", "peft-zero-row", "ours-merge")]
+FEW = [BY_ID[name] for name in ("source-sparse", "paper-qdora", "peft-zero-row", "ours-merge")]
 
 
 def rows_of(*arguments: str) -> str:
@@ -542,7 +542,7 @@ def rows_of(*arguments: str) -> str:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [claim for claim in FEW if claim.id != "paper-covariance"]
+    chosen = [claim for claim in FEW if claim.id != "paper-qdora"]
     monkeypatch.setattr(claims, "load", lambda: chosen)
 
 

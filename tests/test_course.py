@@ -236,7 +236,7 @@ def test_status_counts_and_names_the_next(work: Work) -> None:
     minutes = sum(e.minutes for one in checks.LESSONS.values() for e in one.exercises)
     number = sum(len(one.exercises) for one in checks.LESSONS.values())
     assert f"2 of {number} done, about {minutes - 15} minutes left." in text
-    assert "Next: 2.1, How LoRA starts" in text
+    assert "Next: 1.1, Four numbers for each parameter" in text
 
 
 def test_check_says_why_and_where(work: Work) -> None:

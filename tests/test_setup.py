@@ -19,7 +19,7 @@ case "$*" in
   *platform*) echo 3.9.18 ;;
   *ensurepip*) exit ${NO_ENSUREPIP:-0} ;;
   *"-m uv"*) exit ${NO_UV:-0} ;;
-  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/minidora ;;
 esac
 """
 
@@ -110,11 +110,12 @@ def test_what_is_missing_is_said_in_words(make, tmp_path, arguments, variables, 
     assert not (tmp_path / ".venv").exists()
 
 
-def test_lab_opens_the_lessons_and_hands_on_its_options(make):
+def test_lab_opens_the_learners_copy_and_hands_on_its_options(make):
     calls = make("lab", "ARGS=--no-browser --port=9999")[2]
-    started = calls.splitlines()[-1]
+    copied, started = calls.splitlines()[-2:]
+    assert copied == "start"  # minidora start: the learner's own copy, before it is opened
     assert started.startswith("-m jupyterlab")
-    assert started.endswith("--ServerApp.preferred_dir=notebooks --no-browser --port=9999")
+    assert started.endswith("--ServerApp.preferred_dir=my-work --no-browser --port=9999")
     assert ("--allow-root" in started) == (os.getuid() == 0)
 
 
