@@ -46,7 +46,7 @@ test: $(DEV) ## ruff, mypy, pytest, and every notebook run and compared (needs a
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-		--notebook-budget=90 notebooks solutions
+		--notebook-budget=120 notebooks solutions
 
 notebooks: $(DEV) ## execute every lesson anew and write it back, ready to commit
 	$(BIN)/minidora notebooks execute $(ARGS)

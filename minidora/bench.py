@@ -86,7 +86,8 @@ class Result:
     Attributes:
         seconds: median time. ratio: of the time of a round to LoRA's in the same round.
         held: bytes kept for the backward pass, without x, the parameters and the output.
-        peak: most bytes alive at once during the step, made by it; None for one token.
+        peak: most bytes alive at once during the step, made by it. Both are counted before a layer
+            is compiled, and None for one token.
     """
 
     features: int
@@ -172,23 +173,24 @@ def _fill(layer: nn.Module, name: str, values: Tensor) -> None:
 
 
 def check_outputs(layers: dict[str, nn.Module], x: Tensor) -> None:
-    """Compare every output with the float64 closed form.
+    """Compare the output of every layer, its first 64 tokens, with the float64 closed form.
+
+    The layers get all of x, as it is: a compiled layer is checked in the graph that is timed.
 
     Raises:
         AssertionError: a contender computes something else; its time would mean nothing.
     """
     dora = layers["DoRA"]
     assert isinstance(dora, DoRALinear)
-    W, A, B = (t.double() for t in (dora.base.weight, dora.lora_A, dora.lora_B))
+    W, A, B = (t.detach().double() for t in (dora.base.weight, dora.lora_A, dora.lora_B))
     with torch.no_grad():
         V = W + dora.scaling * B @ A
         W_dora = (dora.magnitude.double() / V.norm(dim=1))[:, None] * V
-        x = x[:64]
-        for name, layer in layers.items():
-            weight = W if name == "linear" else V if name.endswith("LoRA") else W_dora
-            exact = x.double() @ weight.T
-            error = float((layer(x).double() - exact).norm() / exact.norm())
-            assert error < (1e-5 if x.dtype == torch.float32 else 2e-2), f"{name} is off by {error}"
+    for name, layer in layers.items():
+        weight = W if name == "linear" else V if name.endswith("LoRA") else W_dora
+        y, exact = layer(x)[:64].detach().double(), x[:64].detach().double() @ weight.T
+        error = float((y - exact).norm() / exact.norm())
+        assert error < (1e-5 if x.dtype == torch.float32 else 2e-2), f"{name} is off by {error}"
 
 
 def run_case(
@@ -202,7 +204,7 @@ def run_case(
     layers = contenders(case, device, dtype)
     x = torch.randn(case.tokens, case.features, device=device, dtype=dtype, requires_grad=True)
     dy = torch.randn(case.tokens, case.features, device=device, dtype=dtype)
-    check_outputs(layers, x.detach())
+    check_outputs(layers, x)
     counted = {name: count_bytes(layer, x, dy) for name, layer in layers.items()}
     token = x.detach()[:1]
     inference = {name: layer for name, layer in layers.items() if name != "DoRA recompute"}
@@ -212,6 +214,7 @@ def run_case(
         torch._dynamo.reset()
         for layer in {*layers.values(), *inference.values()}:
             layer.compile()
+        check_outputs(layers, x)
 
     def step(layer: nn.Module) -> None:
         layer.zero_grad()
@@ -225,6 +228,7 @@ def run_case(
     for layer in inference.values():
         layer.eval()
     with torch.no_grad(), cached_scale(inference["DoRA cached"]):
+        check_outputs(inference, token)
         times = alternate(inference, lambda layer: layer(token), device, budget)
         for name, (seconds, ratio) in times.items():
             results.append(Result(*key, "one token", name, seconds, ratio))

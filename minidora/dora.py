@@ -39,8 +39,9 @@ def row_norm(weight: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64)
         return norm.to(dtype)
     norm = torch.linalg.vector_norm(weight.to(dtype), dim=1)
-    extreme = (norm < 1e-15) | (norm > 1e15)  # squares near the ends of float32, 1e-38 and 1e38
-    if extreme.any():
+    usual = norm.clamp(1e-15, 1e15)  # beyond it squares near the ends of float32, 1e-38 and 1e38
+    if not torch.equal(norm, usual):
+        extreme = norm != usual
         exact = torch.linalg.vector_norm(weight[extreme].double(), dim=1)
         norm = norm.masked_scatter(extreme, exact.to(dtype))
     return norm
@@ -54,10 +55,10 @@ def _can_branch(weight: Tensor) -> bool:
 def magnitude_over_norm(magnitude: Tensor, norm: Tensor) -> Tensor:
     """g = magnitude / norm, (out,); 1 where the norm is 0, so that a zero row stays finite.
 
-    The inner `where` keeps the gradient finite too: 0 * (1 / 0) would be NaN.
+    There the quotient is magnitude / inf, which is 0 and has the gradient 0.
     """
-    nonzero = norm > 0
-    return torch.where(nonzero, magnitude / torch.where(nonzero, norm, 1.0), 1.0)
+    zero = norm == 0
+    return magnitude / norm.masked_fill(zero, torch.inf) + zero
 
 
 def dora_weight(
@@ -93,11 +94,17 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
     """
     dtype = wide_dtype(weight.dtype)
     A, B = lora_A.to(dtype), lora_B.to(dtype)
+
+    def read(rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.to(dtype)
+        return F.linear(rows, A), row_norm(rows)  # (rows, rank), (rows,)
+
     with no_autocast(weight.device):
-        # Half precision is widened a slice at a time, so that no copy of W is made.
-        slices = [weight] if weight.dtype == dtype else weight.chunk(8)
-        U = torch.cat([F.linear(rows.to(dtype), A) for rows in slices])  # (out, rank)
-        norm = torch.cat([row_norm(rows) for rows in slices])  # (out,)
+        if weight.dtype == dtype:
+            U, norm = read(weight)
+        else:  # half precision is widened a slice at a time, so that no copy of W is made
+            parts = [read(rows) for rows in weight.chunk(8)]
+            U, norm = (torch.cat(part) for part in zip(*parts, strict=True))
         change = torch.addmm(U, B, A @ A.T, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
     square = norm.double() ** 2
     new_square = square + (B.double() * change).sum(1)
@@ -110,25 +117,36 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
     return new_norm
 
 
+def compose_outputs(
+    base: Tensor, low: Tensor | None, g: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """y = g * u + bias, rounded once to the dtype of base, and u = base + low, (tokens, out).
+
+    u is in the dtype of g. In float32 it comes as base, with low in it, and low is None.
+    """
+    u = base if low is None else base.to(g.dtype) + low
+    y = g * u if bias is None else torch.addcmul(bias.to(g.dtype), g, u)
+    return y.to(base.dtype), u
+
+
 class Compose(torch.autograd.Function):
-    """y = g * u + bias with u = base + low, rounded once, holding u alone for the backward pass.
+    """The y of compose_outputs, holding u alone for the backward pass.
 
     In half precision the sum is taken in float32, since g rounded to bf16 would cost every output
     a digit; autograd would then hold u in float32. This holds it in the dtype of base, which is
-    enough for the gradient of g. In float32 u comes as base, with low in it, and low is None.
+    enough for the gradient of g.
     """
 
     @staticmethod
     def forward(
         ctx: Any, base: Tensor, low: Tensor | None, g: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        u = base if low is None else base.to(g.dtype) + low  # (tokens, out)
-        y = g * u if bias is None else torch.addcmul(bias.to(g.dtype), g, u)
+        y, u = compose_outputs(base, low, g, bias)
         u = u.to(base.dtype)
         ctx.save_for_backward(u, g)
         ctx.set_materialize_grads(False)
         # A rounded u is returned too: autograd can differentiate twice through what it returned.
-        return y.to(base.dtype), None if low is None else u
+        return y, None if low is None else u
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -192,7 +210,7 @@ class DoRALinear(LoRALinear):
 
     def compose(self, x: Tensor, g: Tensor) -> Tensor:
         """g * (x W^T + s (drop(x) A^T) B^T) + bias, (..., in) -> (..., out)."""
-        tokens = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])  # (tokens, in)
         base = F.linear(tokens, self.base.weight)  # (tokens, out)
         h, B = self.project_down(tokens), self.lora_B.to(self.base.weight.dtype)
         low = None
@@ -200,8 +218,9 @@ class DoRALinear(LoRALinear):
             base = base.addmm_(h, B.T)  # in place: no second tensor of this size
         else:
             low = F.linear(h, B)
-        y: Tensor = Compose.apply(base, low, g, self.base.bias)[0]
-        return y.view(*x.shape[:-1], self.out_features)
+        scaled = Compose.apply if torch.is_grad_enabled() else compose_outputs
+        y: Tensor = scaled(base, low, g, self.base.bias)[0]
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def weight_norm(self) -> Tensor:
         """||W + s B A||_row, (out,), in float32 or float64. It never carries a gradient."""

@@ -44,7 +44,7 @@ def test_bytes_held_follow_the_arithmetic(report: dict[str, object]) -> None:
     output, hidden = 4 * 48 * 64, 4 * 48 * 4
     assert step["linear"].held == 0
     assert step["LoRA"].held == hidden  # s x A^T, for the gradient of B
-    assert step["DoRA"].held == output + hidden + 2 * 4 * 64 + 64  # u; g, its norm, where that is 0
+    assert step["DoRA"].held == output + hidden + 2 * 4 * 64  # u; g and its norm
     assert step["PEFT DoRA"].held is not None
     assert step["PEFT DoRA"].held >= 2 * output
 
@@ -60,6 +60,35 @@ def test_a_contender_that_computes_something_else_is_refused() -> None:
     layers["linear"].weight.data.mul_(1.01)  # type: ignore[operator, union-attr]
     with pytest.raises(AssertionError, match="linear is off by"):
         bench.check_outputs(layers, x)
+
+
+@pytest.mark.parametrize("wrong", ["DoRA merged", "DoRA cached"])
+def test_one_token_is_compared_too(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = bench.check_outputs, []
+
+    def check(layers: dict[str, nn.Module], x: torch.Tensor) -> None:
+        seen.append((set(layers), len(x)))
+        if wrong in layers:
+            layers[wrong].base.bias = nn.Parameter(torch.ones(64))  # type: ignore[union-attr]
+        original(layers, x)
+
+    monkeypatch.setattr(bench, "check_outputs", check)
+    with pytest.raises(AssertionError, match=f"{wrong} is off by"):
+        bench.run_case(CASE, torch.device("cpu"), torch.float32, compiled=False, budget=0.0)
+    assert [tokens for _, tokens in seen] == [48, 1]
+
+
+def test_compiled_layers_are_compared_before_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the compiler itself, which takes minutes: what compile() is called on is checked."""
+
+    def compile_wrongly(layer: nn.Module) -> None:
+        layer.register_forward_hook(lambda module, args, y: 1.01 * y)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_wrongly)
+    with pytest.raises(AssertionError, match="linear is off by"):
+        bench.run_case(CASE, torch.device("cpu"), torch.float32, compiled=True, budget=0.0)
 
 
 def test_the_command_writes_json_and_a_figure(
