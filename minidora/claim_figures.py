@@ -400,6 +400,8 @@ def cost(figures: Figures, contender: str, to: str, what: str, work: str) -> Val
     """One contender's median time ("ratio"), or bytes "held" or at the "peak", over another's."""
     rows: dict[str, dict[str, Any]] = {}
     for report, content in figures.reports.items():
+        if what != "ratio" and content["machine"]["mode"] == "compiled":
+            continue  # bytes are counted before a layer is compiled: the eager report has them
         for row in content["results"]:
             if row["work"] == work:
                 value = row["ratio"][1] if what == "ratio" else row[what]

@@ -76,6 +76,13 @@ class Notebook:
         defining = [cell for cell in code if exercise.answer in defined_names(cell.source)]
         return defining or [cell for cell in code if cell.grade_id == exercise.name]
 
+    def untouched(self, exercise: Exercise) -> bool:
+        """Whether one cell defines the answer, and nothing was written into it yet."""
+        own = self.cells_of(exercise)
+        others = [cell.source for cell in self.cells if cell.code and cell not in own]
+        patched = any(f"{exercise.answer}." in source for source in others)  # a method, later
+        return len(own) == 1 and is_stub(own[0].source) and not patched
+
     def lesson(self) -> int | None:
         """Which lesson's exercises it holds, by its cells; by its name where they say nothing."""
         found = {
@@ -134,6 +141,24 @@ def defined_names(source: str) -> set[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}
     return names
+
+
+def is_stub(source: str) -> bool:
+    """Whether all that its functions do is to raise NotImplementedError."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return bool(functions) and all(map(_only_raises, functions))
+
+
+def _only_raises(function: ast.FunctionDef) -> bool:
+    body = function.body[ast.get_docstring(function) is not None :]
+    lines = [ast.unparse(line) for line in body]
+    if lines[:1] == ["super().__init__()"]:  # what a class gets for free
+        lines = lines[1:]
+    return len(lines) == 1 and lines[0].startswith("raise NotImplementedError")
 
 
 # ---- A notebook at work ----
@@ -238,7 +263,7 @@ def judge(
     limits: Limits,
     shut: list[str] | None = None,
 ) -> list[Result]:
-    """Run a notebook and check these exercises of its lesson.
+    """Run a notebook and check these exercises of its lesson; it is not run for bare stubs.
 
     Args:
         shut: files and folders that its code may not open, in a class; None for a learner's own.
@@ -246,7 +271,14 @@ def judge(
     if notebook.problem:
         return [Result(exercise, "failing", notebook.problem) for exercise in exercises]
     with Session(nursery, notebook, lesson, limits, shut or []) as session:
-        return [_judge_one(session, exercise) for exercise in exercises]
+        return [
+            Result(
+                exercise, "not started", exercise.not_started, notebook.cells_of(exercise)[0].index
+            )
+            if notebook.untouched(exercise)
+            else _judge_one(session, exercise)
+            for exercise in exercises
+        ]
 
 
 def _judge_one(session: Session, exercise: Exercise) -> Result:

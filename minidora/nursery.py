@@ -24,6 +24,8 @@ import psutil
 from minidora.worker import CAN_FORK, LENGTH
 
 LARGEST_REPLY = 2**30
+START_SECONDS = 300
+"""How long a process may take to be ready: importing torch takes a minute on a busy machine."""
 
 
 class Lost(Exception):
@@ -142,7 +144,7 @@ class Nursery:
         with socket.create_server(("127.0.0.1", 0)) as server:
             parent = self._order(server.getsockname()[1], token)
             server.settimeout(1.0)
-            for _ in range(60):
+            for _ in range(START_SECONDS):
                 if parent.poll() is not None and CAN_FORK:
                     break
                 with suppress(TimeoutError):
@@ -150,8 +152,13 @@ class Nursery:
                     if worker.says_hello(token):
                         return worker
                     worker.close()
+        ended = parent.poll()
         parent.kill()
-        raise Lost("no process could be started to run the notebook in")
+        why = f"was not ready after {START_SECONDS} s" if ended is None else f"ended with {ended}"
+        raise Lost(
+            f"not judged, for the process to run the notebook in {why}. That is not your code's "
+            "fault: check again when the machine has time and memory to spare"
+        )
 
     def _order(self, port: int, token: str) -> subprocess.Popen[str]:
         with self.lock:

@@ -128,3 +128,10 @@ def test_the_figure_says_what_it_found(report: dict[str, object]) -> None:
     figure = plots.bench_ratios(report)
     assert "PEFT's up to" in figure.get_label()  # type: ignore[operator]
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+
+
+def test_the_figure_says_that_the_layers_were_compiled(report: dict[str, object]) -> None:
+    machine: dict[str, str] = report["machine"]  # type: ignore[assignment]
+    compiled = {**report, "machine": {**machine, "mode": "compiled"}}
+    assert str(plots.bench_ratios(compiled).get_label()).startswith("Compiled, a training step")
+    assert str(plots.bench_ratios(report).get_label()).startswith("A training step")

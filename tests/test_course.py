@@ -13,8 +13,10 @@ from nbclient import NotebookClient
 from typer.testing import CliRunner, Result
 
 from minidora import checks, cli, course, grading, learner, progress
+from minidora import nursery as nursery_module
 from minidora.checks.core import WIDTH
 from minidora.nursery import Nursery
+from minidora.worker import CAN_FORK
 
 ROOT = learner.ROOT
 NAME = "03_dora_decomposition"
@@ -290,6 +292,57 @@ def test_error_in_a_cell_is_named_by_cell_and_line(work: Work, nursery: Nursery)
     assert found["decompose"].state == "done"
 
 
+def test_bare_stubs_are_not_run(work: Work, monkeypatch: Any) -> None:
+    """A new copy is "not started" without a process; anything written into it is looked at."""
+    started: list[float] = []
+
+    class Counting(Nursery):
+        def start(self, memory_gib: float) -> Any:
+            started.append(memory_gib)
+            return super().start(memory_gib)
+
+    with Counting() as nursery:
+        assert {result.state for result in states(work, nursery).values()} == {"not started"}
+        assert started == []
+        cells = work.content()["cells"]
+        text = "3.1 row_norm is not started: write it in the cell above"
+        result = states(work, nursery)["row_norm"]
+        assert result.message == text
+        assert cells[result.cell - 1]["metadata"]["nbgrader"]["grade_id"] == "row_norm"  # type: ignore[operator]
+        work.write("row_norm", "def row_norm(weight):\n    weight.norm(dim=1)")
+        assert states(work, nursery)["row_norm"].state == "failing"
+        assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "stub"),
+    [
+        ('def f(x):\n    """Does it."""\n    raise NotImplementedError("exercise 3.1: f")', True),
+        ("def f(x):\n    # YOUR CODE HERE\n    raise NotImplementedError()", True),
+        ("class F:\n    def __init__(self):\n        super().__init__()\n"
+         "        raise NotImplementedError()\n\n"
+         "    def forward(self, x):\n        raise NotImplementedError()", True),
+        ("class F:\n    def __init__(self):\n        self.x = 1\n\n"
+         "    def forward(self, x):\n        raise NotImplementedError()", False),
+        ("def f(x):\n    y = x\n    raise NotImplementedError()", False),
+        ("def f(x):\n    raise ValueError", False),
+        ("f = abs", False),
+        ("def f(x:", False),
+        ('def f(x):\n    """Only words."""', False),
+    ],
+)  # fmt: skip
+def test_what_a_stub_is(source: str, stub: bool) -> None:
+    assert grading.is_stub(source) is stub
+
+
+def test_a_stub_whose_methods_come_from_another_cell_is_run(work: Work, nursery: Nursery) -> None:
+    cell = {"cell_type": "code", "source": "DoRALinear.forward = lambda self, x: x", "metadata": {}}
+    work.change(lambda cells: cells.append(cell))
+    notebook = grading.read_notebook(work.path)
+    untouched = {one.name: notebook.untouched(one) for one in LESSON.exercises}
+    assert untouched == {one.name: one.name != "dora_linear" for one in LESSON.exercises}
+
+
 def test_missing_and_duplicated_cells(work: Work, nursery: Nursery) -> None:
     work.solve("row_norm", "decompose")
     work.change(lambda cells: cells.remove(cell_of(cells, "row_norm")))
@@ -384,6 +437,7 @@ def test_limits_hold_and_the_rest_is_still_judged(work: Work, nursery: Nursery) 
 
 def test_what_waits_inside_c_is_ended_from_outside(work: Work, nursery: Nursery) -> None:
     work.write("row_norm", "import time\n\ndef row_norm(weight):\n    time.sleep(1000)\n")
+    work.solve("decompose")
     found = states(work, nursery, seconds=2.0)
     assert "its time was over" in found["row_norm"].message
     assert "the notebook took more than 2 s" in found["decompose"].message
@@ -436,3 +490,24 @@ def test_solution_is_shown_after_passing_or_as_a_spoiler(work: Work) -> None:
     assert "SOLUTION" not in text
     work.solve("row_norm")
     assert work.run("solution", "3.1").stdout == text
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="the script that stands for a process is a shell's")
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [("exit 7", "ended with 7"), ("exec sleep 60", "was not ready after 1 s")],
+)
+def test_a_machine_that_cannot_start_a_process_is_not_the_learners_fault(
+    tmp_path: Path, work: Work, monkeypatch: Any, script: str, why: str
+) -> None:
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\n{script}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(nursery_module, "START_SECONDS", 1)
+    monkeypatch.setattr(nursery_module.sys, "executable", str(stand_in))
+    work.solve("row_norm")
+    with Nursery() as poor:
+        result = states(work, poor)["row_norm"]
+    assert result.state == "failing"
+    assert f"the process to run the notebook in {why}" in result.message
+    assert "not your code's fault" in result.message

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from minidora import doctor
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
@@ -34,7 +36,7 @@ def test_every_command_is_run_here_or_by_ci():
         "make lab",  # test_make_lab, with --no-browser
         "make test",  # .ci/run
         *PIP_LINES,  # test_pip_lines, test_jupyter_lab
-        "make demo",  # test_make_demo
+        "make demo",  # test_make_demo, with fewer seeds
         "make doctor",  # test_make_doctor
         ".venv/bin/minidora status",  # test_minidora_start_and_status
         ".venv/bin/python -m minidora.pretrain",  # test_language.py, with few steps
@@ -60,7 +62,7 @@ def run(command, **options):
 def test_make_demo(installed):
     figure = ROOT / "demo/half_turn.png"
     figure.unlink(missing_ok=True)
-    done = run("make demo", cwd=ROOT)
+    done = run("make demo ARGS=--seeds=2", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "pip install" not in done.stdout
     accuracy = {
@@ -75,7 +77,9 @@ def test_make_demo(installed):
 def test_make_doctor(installed):
     done = run("make doctor", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("The course runs here.\n")
+    *lines, last = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines if "to mend" not in line] == list(doctor.CHECKS)
+    assert last == "The course runs here."
 
 
 def test_minidora_start_and_status(installed, tmp_path):

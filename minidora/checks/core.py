@@ -175,6 +175,11 @@ class Exercise:
         return int(self.number.split(".")[0])
 
     @property
+    def not_started(self) -> str:
+        """What is said of the stub."""
+        return f"{self.number} {self.answer} is not started: write it in the cell above"
+
+    @property
     def heading(self) -> str:
         """How the notebook announces the exercise."""
         minutes = f"{self.difficulty}, {self.minutes} minutes, {self.points} "
@@ -217,7 +222,7 @@ class Exercise:
         try:
             self.body(answer)
         except Unstarted:
-            raise NotStarted(f"{label} is not started: write it in the cell above") from None
+            raise NotStarted(self.not_started) from None
         except Refused as refused:
             case = f", {answer.cases[-1]}" if answer.cases else ""
             where = f"\n  {refused.where}" if refused.where else ""
@@ -384,7 +389,7 @@ def expect_dtype_and_device(answer: Answer, *args: Any) -> None:
         require(
             part.dtype == torch.float64,
             f"a {_name(part.dtype)} result for float64 arguments: "
-            "new tensors take dtype=weight.dtype",
+            "new tensors take the dtype of an argument",
         )
     expect_device(answer, *args)
 
@@ -406,7 +411,7 @@ def expect_device(answer: Answer, *args: Any) -> None:
             raise Refused(_ON_CPU, helped=False)
 
 
-_ON_CPU = "works on a CPU only: make new tensors with device=weight.device"
+_ON_CPU = "works on a CPU only: make new tensors on the device of an argument"
 
 
 # ---- Small tools ----
