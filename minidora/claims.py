@@ -36,9 +36,9 @@ RULES = {
     "a number": "holds where the measured number rounds to the claimed one, or differs by no more "
     "than the tolerance that stands with the claim.",
     "at least, at most": "holds where the measured number is on that side of the bound, or on it.",
-    "a difference or a sign": "is judged by the 95 % interval over seeds (of a correlation: over "
-    "seeds and layers). It holds where the whole interval lies on the claimed side of 0, holds "
-    "partly where only the mean does, and does not hold otherwise.",
+    "a difference or a sign": "is judged by the 95 % interval over seeds, the sign of a "
+    "correlation also by that over seeds and layers. It holds where the whole interval lies on the "
+    "claimed side of 0, holds partly where only the mean does, and does not hold otherwise.",
     "no loss": "(not above 0, not below 0) holds where the whole interval lies on the other side, "
     "does not hold where it lies on the denied side, and holds partly where it contains 0: beside "
     "it stands the difference that would have been detected.",

@@ -31,8 +31,8 @@ def row_norm(weight: Tensor) -> Tensor:
     """||W||_row: (out, in) -> (out,), the length of each row, in float32 (float64 stays).
 
     It holds over the whole range of float32: a row of 1e-25 has a norm there although its
-    squares, 1e-50, do not. Such squares are summed in float64; on a CPU only where they occur,
-    because there a float64 sum over everything takes as long as a matrix product.
+    squares, 1e-50, do not. Such squares are summed in float64; on a CPU, run eagerly, only where
+    they occur, because there a float64 sum over everything takes as long as a matrix product.
     """
     dtype = wide_dtype(weight.dtype)
     if not _can_branch(weight):
@@ -88,9 +88,9 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
         U = W A^T, (out, rank);   G = A A^T, (rank, rank)
 
     Computed in float32 (float64 stays), the sum over l in float64. Where W + s B A nearly cancels,
-    the difference of the large terms has lost its digits: such rows are built and measured on a
-    CPU; elsewhere the relative error is about 1e-7 ||W||^2 / ||W + s B A||^2. It carries no
-    gradient (eq. 11).
+    the difference of the large terms has lost its digits. On a CPU, run eagerly, such rows are
+    built and measured; on a GPU, or compiled, the relative error is about
+    1e-7 ||W||^2 / ||W + s B A||^2. It carries no gradient (eq. 11).
     """
     dtype = wide_dtype(weight.dtype)
     A, B = lora_A.to(dtype), lora_B.to(dtype)

@@ -8,7 +8,7 @@
 Nothing here runs a model. A loss is the mean cross-entropy on the test part, in nats a character.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -93,13 +93,17 @@ def dots(
     ]
 
 
-def correlate(found: Iterable[Dot]) -> Correlation:
-    """r of change in direction and change in magnitude, resampled by seed, then by layer."""
+def correlate(found: Iterable[Dot], over: Sequence[str] = ("seed", "layer")) -> Correlation:
+    """r of change in direction and change in magnitude.
+
+    Args:
+        over: what the interval draws anew: seeds and layers, or ("seed",) for these layers alone.
+    """
     found = list(found)
     return correlation(
         [dot.delta_direction for dot in found],
         [dot.delta_magnitude for dot in found],
-        [(dot.seed, dot.layer) for dot in found],
+        [tuple(getattr(dot, kind) for kind in over) for dot in found],
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidora.lora import LoRALinear
@@ -45,10 +46,15 @@ def delta_magnitude(weight: Tensor, reference: Tensor, dim: int = 1) -> float:
 
 
 def delta_direction(weight: Tensor, reference: Tensor, dim: int = 1) -> float:
-    """Delta D, eq. 4: the mean of 1 - cos between rows, 0 for the same direction, at most 2."""
-    _, direction = magnitude_direction(weight, dim)
-    _, before = magnitude_direction(_same_shape(reference, weight), dim)
-    return float((1 - (direction * before).sum(dim)).mean())
+    """Delta D, eq. 4: the mean of 1 - cos between rows, 0 for the same direction, at most 2.
+
+    A row that is zero in both has not turned and counts 0; one that is zero in one of them has no
+    angle to the other and counts 1, as if it were orthogonal.
+    """
+    magnitude, direction = magnitude_direction(weight, dim)
+    old_magnitude, before = magnitude_direction(_same_shape(reference, weight), dim)
+    turned = 1 - (direction * before).sum(dim)
+    return float(turned.masked_fill((magnitude == 0) & (old_magnitude == 0), 0.0).mean())
 
 
 def _same_shape(reference: Tensor, weight: Tensor) -> Tensor:
@@ -165,16 +171,21 @@ def correlation(
 ) -> Correlation:
     """Pearson's correlation with an interval that treats points of one cluster as dependent.
 
-    Points of one layer at several steps lie on one path, and layers of one run share its seed. So
-    the bootstrap draws seeds with replacement, in each the layers with replacement, and takes all
-    points of each: clusters[i] = (seed, layer) of point i, outermost first.
+    Points of one layer at several steps lie on one path, and the layers of one run share its seed.
+    The same layers occur under every seed: the two are crossed. So the bootstrap draws seeds with
+    replacement and, apart from that, layers with replacement; a point counts as often as its seed
+    was drawn times as often as its layer was (Owen 2007, the pigeonhole bootstrap).
 
     Args:
-        x, y: the points. clusters: one tuple a point, all of the same length.
+        x, y: the points.
+        clusters: one tuple a point, all of the same length: (seed, layer) draws both, (seed,) asks
+            about other seeds of these layers, (number of the point,) takes points as independent.
         level: of the percentile interval.
 
     Raises:
         ValueError: lengths that differ, fewer than 3 points, or a constant x or y.
+
+    Reference: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1.
     """
     if not len(x) == len(y) == len(clusters):
         raise ValueError(f"{len(x)} x, {len(y)} y and {len(clusters)} clusters: one each a point")
@@ -186,33 +197,17 @@ def correlation(
         [points[0] ** 0, *points, *points**2, points[0] * points[1]], dim=1
     )  # (n, 6)
     generator = torch.Generator().manual_seed(seed)
-    draws = _pearson(_resample(sums, clusters, 0, resamples, generator))
+    weights = torch.ones(resamples, len(x), dtype=torch.float64)
+    for names in zip(*clusters, strict=True):  # of one kind: the seeds, then the layers
+        kinds = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        drawn = torch.randint(len(kinds), (resamples, len(kinds)), generator=generator)
+        times = F.one_hot(drawn, len(kinds)).sum(1)  # (resamples, kinds)
+        weights *= times[:, [kinds[name] for name in names]]
+    draws = _pearson(weights @ sums)
     draws = draws[draws.isfinite()]  # a draw may hold one cluster alone, whose points do not vary
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = draws.quantile(bounds).tolist()
     return Correlation(float(_pearson(sums.sum(0))), low, high, len(x))
-
-
-def _resample(
-    sums: Tensor,
-    clusters: Sequence[tuple[object, ...]],
-    depth: int,
-    count: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """(count, 6): the sums of that many draws of the clusters of one depth, and so on inwards."""
-    if depth == len(clusters[0]):
-        return sums.sum(0).expand(count, -1)
-    members: dict[object, list[int]] = {}
-    for row, cluster in enumerate(clusters):
-        members.setdefault(cluster[depth], []).append(row)
-    drawn = torch.randint(len(members), (count, len(members)), generator=generator)
-    total = sums.new_zeros(count, sums.shape[1])
-    for k, rows in enumerate(members.values()):
-        into = (drawn == k).nonzero()[:, 0]  # the draws that it stands in, once for each time
-        inside = [clusters[row] for row in rows]
-        total.index_add_(0, into, _resample(sums[rows], inside, depth + 1, len(into), generator))
-    return total
 
 
 def _pearson(sums: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Make what lesson 5 stands on: the pretrained CharGPT, and the evidence over many seeds.
 
-    python -m minidora.pretrain                  # the checkpoint: some minutes on 2 cores
-    python -m minidora.pretrain --evidence       # all runs, resumable: about an hour on 2 cores
+    python -m minidora.pretrain                  # the checkpoint: half an hour on 2 cores
+    python -m minidora.pretrain --evidence       # all runs, resumable: one to two hours
 
 A run adapts the pretrained model from documentation to source code and records how magnitude and
 direction moved. Each run is one line of a .jsonl file; what is in it already is not run again, so
@@ -43,7 +43,7 @@ RATES = {
     "lora": (1e-3, 3e-3, 1e-2, 3e-2),
     "dora": (1e-3, 3e-3, 1e-2, 3e-2),
 }
-"""Learning rates tried for each method: full fine-tuning wants about a tenth of an adapter's."""
+"""Learning rates tried for each method: full fine-tuning's are a third of an adapter's."""
 TUNING_SEEDS = (100, 101, 102)
 SEEDS = tuple(range(10))
 RANK_SEEDS = tuple(range(5))

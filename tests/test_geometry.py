@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -77,7 +78,7 @@ def test_correlation_equals_scipy_and_its_interval_widens_with_dependence() -> N
     assert naive.high - naive.low < 0.65 * width
 
 
-def test_correlation_resamples_seeds_then_layers() -> None:
+def test_correlation_draws_seeds_and_layers_apart() -> None:
     """Two seeds with opposite slopes: which are drawn decides the sign, so no sign is sure."""
     x = [float(i) for i in range(10)] * 2
     y = [float(i) for i in range(10)] + [9.0 - i for i in range(10)]
@@ -87,6 +88,41 @@ def test_correlation_resamples_seeds_then_layers() -> None:
     assert found.low < -0.9
     assert found.high > 0.9
     assert found == correlation(x, y, clusters)  # the same seed, the same interval
+
+
+def test_layers_that_every_seed_shares_do_not_average_out() -> None:
+    """One of two layers has the slope -1, in each of 40 seeds alike: more seeds do not make a sign
+    surer that the layer decides. Drawn in each seed anew (nested), the layers would average out."""
+    points = [
+        (seed, layer, x, x if layer else -x)
+        for seed in range(40)
+        for layer in (0, 1)
+        for x in (-1.0, 0.0, 1.0)
+    ]
+    x, y = [p[2] for p in points], [p[3] for p in points]
+    crossed = correlation(x, y, [p[:2] for p in points])
+    assert (crossed.low, crossed.high) == (pytest.approx(-1.0), pytest.approx(1.0))
+    seeds = correlation(x, y, [p[:1] for p in points])
+    assert (seeds.low, seeds.high) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.0, abs=1e-9))
+    nested = correlation(x, y, [(f"{p[0]} {p[1]}",) for p in points])
+    assert -0.4 < nested.low < nested.high < 0.4
+
+
+def test_crossed_draws_are_those_of_a_loop() -> None:
+    """The interval against a plain pigeonhole bootstrap, drawn one by one with numpy."""
+    generator = np.random.default_rng(0)
+    layer = generator.normal(size=(1, 5, 1))
+    x = 1 + layer + generator.normal(size=(8, 5, 4))
+    y = 2 * layer + generator.normal(size=(8, 5, 1)) + generator.normal(size=(8, 5, 4))
+    draws = []
+    for _ in range(2000):
+        pick = np.ix_(generator.integers(8, size=8), generator.integers(5, size=5))
+        draws.append(np.corrcoef(x[pick].ravel(), y[pick].ravel())[0, 1])
+    clusters = [(seed, k) for seed in range(8) for k in range(5) for _ in range(4)]
+    found = correlation(x.ravel().tolist(), y.ravel().tolist(), clusters)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.05)
+    assert found.high == pytest.approx(high, abs=0.05)
 
 
 @pytest.mark.parametrize(
