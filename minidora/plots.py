@@ -1489,7 +1489,7 @@ def correlation_strip(
     axes.set_xlabel("correlation of ΔD and ΔM")
     handles = [
         Line2D([], [], ls="", marker="|", color="k", ms=10, mew=1.4, label="one seed"),
-        Line2D([], [], marker="o", color="k", lw=2, label="all seeds, 95 %"),
+        Line2D([], [], marker="o", color="k", lw=2, label="95 % over seeds and layers"),
         Line2D([], [], ls="", marker="D", mfc="white", mec="k", label="the paper"),
     ]
     figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="outside lower center")
@@ -1524,7 +1524,7 @@ def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> F
     axes.axvline(0, color="#999999", lw=0.8)
     axes.set_yticks(range(len(variants)), list(variants), fontsize=9)
     axes.set(xlim=(-1.02, 1.02), ylim=(len(variants) - 0.5, -0.5))
-    axes.set_xlabel("correlation of ΔD and ΔM, all seeds, 95 % interval")
+    axes.set_xlabel("correlation of ΔD and ΔM, 95 % interval over seeds and layers")
     handles = [Line2D([], [], marker="o", color=COLORS[m], label=NAMES[m]) for m in methods]
     figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="outside lower center")
     axes.spines[["top", "right", "left"]].set_visible(False)
