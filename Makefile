@@ -45,8 +45,8 @@ test: $(DEV) ## ruff, mypy, pytest, and every notebook run and compared (needs a
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-		--notebook-budget=120 notebooks solutions
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=300 --notebook-budget=120 notebooks solutions
 
 notebooks: $(DEV) ## execute every lesson anew and write it back, ready to commit
 	$(BIN)/minidora notebooks execute $(ARGS)
