@@ -506,7 +506,8 @@ def adapted_copy(answer: Answer) -> None:
 
     answer.case("an unknown name")
     message = "a name that is not there passes in silence: raise an error"
-    expect_error(answer, model, ["blocks.0.qurey"], make, message=message)
+    for unknown in (["blocks.0.qurey"], ["head", "blocks.0.qurey"]):  # also beside a good one
+        expect_error(answer, model, unknown, make, message=message)
 
 
 _BY_NAME = """for name in names:
@@ -729,8 +730,11 @@ def paired_interval(answer: Answer) -> None:
     answer.case("equal scores")
     check([84.0, 86.5, 81.0], [84.0, 86.5, 81.0])
     answer.case("lists of different lengths")
-    message = "3 and 2 values make no pairs, and no error says so: zip(strict=True)?"
-    expect_error(answer, [90.0, 92.0, 91.0], [89.0, 91.0], message=message)
+    three, two = [90.0, 92.0, 91.0], [89.0, 91.0]
+    for first, second in ((three, two), (two, three)):
+        counts = f"{len(first)} and {len(second)} values"
+        message = f"{counts} make no pairs, and no error says so: zip(strict=True)?"
+        expect_error(answer, first, second, message=message)
 
 
 paired_interval.refuses(
