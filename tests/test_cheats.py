@@ -120,6 +120,7 @@ def cheats(submissions: Path) -> dict[str, str]:
     solution = root / "solutions" / f"{NAME}.ipynb"
     report = submissions.parent / "results.csv"
     judge = submissions.parent / "judge.py"  # it stands for our own files
+    way = submissions.parent / "way"
     return {
         "nothing": STUB,
         "redefined checks": WRONG + "class checks:\n    row_norm = staticmethod(print)\n",
@@ -140,8 +141,7 @@ def cheats(submissions: Path) -> dict[str, str]:
         "forged replies": FORGE_REPLIES,
         "solution read": reading(solution),
         "solution read around corners": "import os\nos.chdir('/')\n"
-        f"os.symlink({str(solution.parent)!r}, '/tmp/minidora-way-{os.getpid()}')\n"
-        + reading(Path(f"/tmp/minidora-way-{os.getpid()}") / solution.name),
+        f"os.symlink({str(solution.parent)!r}, {str(way)!r})\n" + reading(way / solution.name),
         "solution copied by another program": f"import subprocess\nsubprocess.run(['cp', "
         f"{str(solution)!r}, 'here.ipynb'])\n" + reading(Path("here.ipynb")),
         "neighbour read": reading(submissions / "zz honest" / f"{NAME}.ipynb"),
@@ -223,7 +223,6 @@ def graded(tmp_path_factory: Any) -> Rows:
     with report.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             rows.setdefault(row["student"], {})[row["exercise"]] = row
-    Path(f"/tmp/minidora-way-{os.getpid()}").unlink(missing_ok=True)
     return rows
 
 

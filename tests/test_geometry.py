@@ -58,6 +58,12 @@ def test_equations_6_and_11_against_autograd(detached: bool) -> None:
     assert ((ours * v).sum(1).abs().max() < 1e-12) is not detached
 
 
+def test_rows_of_zeros_turn_only_where_they_were_none() -> None:
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    assert delta_direction(weight, weight) == pytest.approx(0, abs=1e-15)
+    assert delta_direction(torch.zeros(2, 2), weight) == pytest.approx((1 + 0) / 2)
+
+
 def test_correlation_equals_scipy_and_its_interval_widens_with_dependence() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, generator=generator, dtype=torch.float64)
