@@ -33,17 +33,21 @@ def collect(folder: Path) -> list[Submission]:
     """Whose notebooks lie in the folder: STUDENT/.../*.ipynb, or STUDENT.ipynb.
 
     Every student has a submission for each lesson that anybody handed in. Of several notebooks of
-    one lesson that with the course's name counts, else the newest.
+    one lesson that with the course's name counts, else the newest. A damaged file whose name tells
+    no lesson is noted where its student lacks one: it may be what is missing.
     """
     found: dict[str, dict[int, list[Notebook]]] = {}
+    damaged: dict[str, list[str]] = {}
     for student, path in _files(folder):
         notebook = read_notebook(path)
         lessons = found.setdefault(student, {})
         if (lesson := notebook.lesson()) is not None:
             lessons.setdefault(lesson, []).append(notebook)
+        elif path.is_file() and notebook.problem:
+            damaged.setdefault(student, []).append(f"{path.name}: {notebook.problem}")
     graded = sorted({lesson for lessons in found.values() for lesson in lessons})
     return [
-        _choose(student, lesson, lessons.get(lesson, []))
+        _choose(student, lesson, lessons.get(lesson, []), damaged.get(student, []))
         for student, lessons in found.items()
         for lesson in graded
     ]
@@ -65,9 +69,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield entry.stem, entry
 
 
-def _choose(student: str, lesson: int, notebooks: list[Notebook]) -> Submission:
+def _choose(student: str, lesson: int, notebooks: list[Notebook], damaged: list[str]) -> Submission:
     if not notebooks:
-        return Submission(student, lesson, None)
+        return Submission(student, lesson, None, "; ".join(damaged))
     name = LESSONS[lesson].name
     chosen = max(notebooks, key=lambda one: (one.path.stem == name, one.path.stat().st_mtime))
     others = len(notebooks) - 1
@@ -87,7 +91,9 @@ def grade(
     def one(submission: Submission) -> tuple[Submission, list[Result]]:
         lesson = LESSONS[submission.lesson]
         if submission.notebook is None:
-            results = [Result(one, "missing", "no notebook") for one in lesson.exercises]
+            results = [
+                Result(one, "missing", "no notebook of this lesson.") for one in lesson.exercises
+            ]
         else:
             shut = _shut(lesson, folder)
             results = judge(nursery, submission.notebook, lesson, lesson.exercises, limits, shut)

@@ -218,6 +218,7 @@ class Module:
     kinds: names of its class and of the classes it derives from.
     parameters: by full name, with requires_grad. tensors: buffers and plain tensors of the module
     itself. numbers: its own attributes that are numbers. modules: class names by full name.
+    training: whether each module, by full name, is in training mode.
     """
 
     kinds: list[str]
@@ -225,6 +226,7 @@ class Module:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
+    training: dict[str, bool] = field(default_factory=dict)
 
 
 def pack(value: Any) -> Any:
@@ -247,6 +249,7 @@ def pack(value: Any) -> Any:
             "tensors": pack(tensors),
             "numbers": pack(numbers),
             "modules": {name: type(child).__name__ for name, child in value.named_modules()},
+            "training": {name: bool(child.training) for name, child in value.named_modules()},
         }
     return {"other": type(value).__name__}
 
@@ -270,6 +273,7 @@ def unpack(data: Any) -> Any:
             tensors=unpack(data["tensors"]),
             numbers=unpack(data["numbers"]),
             modules={str(name): str(kind) for name, kind in data["modules"].items()},
+            training={str(name): bool(mode) for name, mode in data["training"].items()},
         )
     return Other(str(data["other"]))
 

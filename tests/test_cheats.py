@@ -286,6 +286,22 @@ def test_collects_folders_files_and_the_newest(tmp_path: Path) -> None:
     assert found["cy"].notebook is None
 
 
+def test_damaged_notebook_of_no_known_lesson_is_named(tmp_path: Path) -> None:
+    text = submission(WRONG)
+    (tmp_path / "ann.ipynb").write_text(text)
+    (tmp_path / "bob.ipynb").write_text(text[: len(text) // 2])
+    (tmp_path / "cy").mkdir()
+    (tmp_path / "cy" / "03_mine.ipynb").write_text(text[: len(text) // 2])
+    graded = classroom.grade(tmp_path, grading.Limits())
+    classroom.write_report(tmp_path / "r.csv", graded)
+    rows = list(csv.DictReader((tmp_path / "r.csv").open(newline="")))
+    told = {row["student"]: (row["state"], row["message"]) for row in rows}
+    assert told["bob"][0] == "missing"
+    assert "no notebook of this lesson. bob.ipynb: its JSON breaks off" in told["bob"][1]
+    assert "its JSON breaks off" in told["cy"][1]
+    assert "breaks off" not in told["ann"][1]
+
+
 def test_report_holds_no_formulas(tmp_path: Path) -> None:
     result = grading.Result(LESSON.exercises[0], "failing", "@bad")
     one = classroom.Submission("=cmd()", 3, None)

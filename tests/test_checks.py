@@ -393,12 +393,13 @@ RIGHT = {
     ],
     "adapted_copy": [
         """
-        def adapted_copy(model, names, make):
+        def adapted_copy(model, names, make):  # frozen after, but by who was there before
             new = copy.deepcopy(model)
+            old = list(new.parameters())
             for name in names:
                 new.set_submodule(name, make(new.get_submodule(name)))
-            for name, parameter in new.named_parameters():
-                parameter.requires_grad = "lora_" in name
+            for parameter in old:
+                parameter.requires_grad = False
             return new
         """,
         """
@@ -621,6 +622,20 @@ RIGHT = {
                 u, g = ctx.saved_tensors
                 grads = (g * dy).to(u), (g * dy).to(u), (u * dy.to(g)).sum(0), dy.sum(0).to(g)
                 return tuple(g if n else None for g, n in zip(grads, ctx.needs_input_grad))
+        """,
+        """
+        class Compose(torch.autograd.Function):  # float32, whatever it is given
+            @staticmethod
+            def forward(ctx, base, low, g, bias):
+                u = base.float() + low.float()
+                ctx.save_for_backward(u.to(base.dtype), g)
+                return (g.float() * u + bias.float()).to(base.dtype)
+
+            @staticmethod
+            def backward(ctx, dy):
+                u, g = ctx.saved_tensors
+                du = (g.float() * dy.float()).to(u.dtype)
+                return du, du, (dy.float() * u.float()).sum(0), dy.float().sum(0)
         """,
     ],
 }

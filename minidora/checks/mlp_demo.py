@@ -27,6 +27,7 @@ from minidora.checks.core import (
     random_size,
     require,
 )
+from minidora.dora import DoRALinear
 from minidora.lora import LoRALinear
 from minidora.training import device
 
@@ -67,6 +68,9 @@ def _labels(logits: Tensor) -> list[int]:
     return [max(range(len(row)), key=row.__getitem__) for row in rows]
 
 
+_MODE = {True: "training", False: "evaluation"}
+
+
 def _percent(predicted: list[int], labels: list[int]) -> float:
     return 100 * sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(labels)
 
@@ -102,10 +106,14 @@ def accuracy(answer: Answer) -> None:
         expect_number(found["made"], right, known, tolerance=1e-5)
         after, *rest = found["given"]
         require(all(map(torch.equal, rest, given[1:])), "it changes the caller's images or labels")
-        before, now = (
-            "training" if mode else "evaluation" for mode in (training, after.numbers["training"])
-        )
+        before, now = (_MODE[mode] for mode in (training, after.training[""]))
         require(before == now, f"a model in {before} mode is left in {now} mode: put it back")
+        left = [name for name, mode in after.training.items() if mode != training]
+        refuse_any(
+            left,
+            f"layer {{}} is left in {_MODE[not training]} mode, the model is not: "
+            f"model.train({training}) sets every layer",
+        )
 
     answer.case("by hand")
     x = torch.tensor(
@@ -141,6 +149,12 @@ accuracy.refuses(
         "model.train(was_training)",
         "model.train()",
         "a model in evaluation mode is left in training mode",
+    ),
+    (
+        "only the outermost mode put back",
+        "model.train(was_training)",
+        "model.training = was_training",
+        "layer 0 is left in evaluation mode, the model is not: model.train(True)",
     ),
     ("fraction", "100 * ", "", "this is the fraction"),
     ("hits", "100 * (predicted == y).float().mean()", "(predicted == y).sum()", "number of hits"),
@@ -215,16 +229,20 @@ def split_rows(answer: Answer) -> None:
         max(map(max, flat)) >= sum(sizes),
         "only the first rows are ever drawn: shuffle all of them, then cut",
     )
-    middle = sum(sum(draw[0]) for draw in draws) / (3 * sizes[0])
-    require(
-        abs(middle / count - 0.5) < 0.15,
-        "part 1 comes from one end of the file: cut the shuffled order, do not sort it before",
-    )
-    shared = len(set(draws[0][0]) & set(draws[1][0]))
-    require(
-        shared < 0.7 * sizes[0],
-        f"seeds 0 and 1 share {shared} of {sizes[0]} rows in part 1: each seed splits anew",
-    )
+    for index, size in enumerate(sizes):
+        drawn = [draw[index] for draw in draws]
+        middle = sum(map(sum, drawn)) / (3 * size)
+        require(
+            abs(middle / count - 0.5) < 0.15,
+            f"part {index + 1} comes from one end of the file: "
+            "cut the shuffled order, do not sort it before",
+        )
+        shared = len(set(drawn[0]) & set(drawn[1]))
+        require(
+            shared < 0.7 * size,
+            f"seeds 0 and 1 share {shared} of {size} rows in part {index + 1}: "
+            "each seed draws all parts anew",
+        )
     answer.case("repeatable")
     require(parts(count, sizes, 2) == draws[2], "one seed gives other rows each time: use seed")
 
@@ -267,9 +285,25 @@ split_rows.refuses(
         "one order for all seeds, turned",
         "manual_seed(seed))",
         "manual_seed(0)).roll(seed)",
-        "each seed splits anew",
+        "rows in part 1: each seed draws all parts anew",
     ),
-    ("one split for all seeds", "manual_seed(seed)", "manual_seed(0)", "each seed splits anew"),
+    (
+        "one split for all seeds",
+        "manual_seed(seed)",
+        "manual_seed(0)",
+        "rows in part 1: each seed draws all parts anew",
+    ),
+    (
+        "one last part for all seeds",
+        "    return list(order[: sum(sizes)].split(sizes))",
+        (
+            "    *others, last = sizes\n"
+            "    fixed = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:last]\n"
+            "    order = order[~torch.isin(order, fixed)]\n"
+            "    return [*order[: sum(others)].split(others), fixed]"
+        ),
+        "rows in part 2: each seed draws all parts anew",
+    ),
     (
         "seed not used",
         ", generator=torch.Generator().manual_seed(seed)",
@@ -310,6 +344,15 @@ def _picked(scores: Tensor, columns: list[int]) -> Tensor:
 
 def _best_columns(scores: Tensor) -> list[int]:
     return [max(range(len(row)), key=row.__getitem__) for row in scores.tolist()]
+
+
+def _disagreeing(seeds: int, rates: int) -> tuple[Tensor, Tensor]:
+    """Validation and test scores whose best rates differ, from each other and from their sum's."""
+    while True:
+        validation, test = 80 + randn(seeds, rates), 80 + randn(seeds, rates)
+        first, second, both = map(_best_columns, (validation, test, validation + test))
+        if first != second and both not in (first, second):
+            return validation, test
 
 
 @lesson.exercise(
@@ -361,7 +404,7 @@ def chosen_scores(answer: Answer) -> None:
     )
     answer.case("random accuracies")
     for seeds, rates in ((8, 5), (3, 7), (4, 4)):
-        check(80 + randn(seeds, rates), 80 + randn(seeds, rates))
+        check(*_disagreeing(seeds, rates))
 
 
 chosen_scores.refuses(
@@ -503,6 +546,11 @@ def adapted_copy(answer: Answer) -> None:
     kinds = {before[name.rpartition(".")[0]] for name in left}
     reason = "freeze the rest" if "Linear" in kinds else "there are more than nn.Linear layers"
     refuse_any(left, f"{{}} still trains: {reason}")
+    other = partial(DoRALinear, rank=2, alpha=4.0)
+    made = expect_module(answer.probe(probe.build, model, NAMES, other)["made"], "Module")
+    for name in [*adapters, *(f"{name}.magnitude" for name in NAMES)]:
+        trains = name in made.parameters and made.parameters[name].requires_grad
+        require(trains, f"{name} of a DoRALinear is frozen: freeze before make, not by names")
 
     answer.case("an unknown name")
     message = "a name that is not there passes in silence: raise an error"
@@ -602,6 +650,26 @@ adapted_copy.refuses(
         "return adapted",
         "return adapted.requires_grad_(False)",
         "is frozen too: freeze first",
+    ),
+    (
+        "frozen by name at the end",
+        "    return adapted",
+        (
+            "    for name, parameter in adapted.named_parameters():\n"
+            '        parameter.requires_grad_("lora_" in name)\n'
+            "    return adapted"
+        ),
+        "head.magnitude of a DoRALinear is frozen: freeze before make",
+    ),
+    (
+        "unknown names passed over beside good ones",
+        "    for name in names:",
+        (
+            "    known = [name for name, _ in adapted.named_modules()]\n"
+            "    assert any(name in known for name in names)\n"
+            "    for name in [name for name in names if name in known]:"
+        ),
+        "a name that is not there passes in silence",
     ),
     ("nothing frozen", ".requires_grad_(False)", "", "still trains: freeze the rest"),
     (
@@ -813,6 +881,12 @@ paired_interval.refuses(
     ("touching 0", "if low > 0:", "if low >= 0:", "'higher', but the interval holds 0"),
     ("cut to the shorter one", ", strict=True", "", "make no pairs"),
     (
+        "as many pairs as the first has",
+        "a - b for a, b in zip(first, second, strict=True)",
+        "first[i] - second[i] for i in range(len(first))",
+        "2 and 3 values make no pairs",
+    ),
+    (
         "the example by heart",
         "    n = len",
         '    return -1.182446, 5.182446, "no difference detected"\n    n = len',
@@ -993,8 +1067,10 @@ def train(answer: Answer) -> None:
     tracked = int(after.tensors["0.num_batches_tracked"])
     require(tracked != 0, "it trains in evaluation mode: model.train() comes before the loop")
     require(tracked == 4, f"the model saw {tracked} batches in training mode, expected 4")
-    require(
-        not after.numbers["training"], "the model is left in training mode: end with model.eval()"
+    require(not after.training[""], "the model is left in training mode: end with model.eval()")
+    left = [name for name, mode in after.training.items() if mode]
+    refuse_any(
+        left, "layer {} is left in training mode, the model is not: model.eval() sets every layer"
     )
 
 
@@ -1082,6 +1158,12 @@ train.refuses(
         "    model.eval()\n",
         "",
         "the model is left in training mode",
+    ),
+    (
+        "evaluation mode of the outermost module",
+        "model.eval()",
+        "model.training = False",
+        "layer 0 is left in training mode, the model is not: model.eval()",
     ),
     (
         "mean of batch means",
