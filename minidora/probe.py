@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidora.probe_cost import cost as cost  # a probe too: run() finds it here
 
@@ -48,10 +49,34 @@ def away(answer: Callable[..., Any], *args: Any) -> Any:
     """answer(*args) where new tensors go to another device, unless the answer says which one.
 
     It stands for a GPU where there is none: what was made without `device=` is on the meta device
-    then, away from the arguments.
+    then, away from the arguments, until it is moved.
     """
-    with torch.device("meta"):
+    with _Moves(), torch.device("meta"):  # type: ignore[no-untyped-call]
         return answer(*args)
+
+
+class _Moves(TorchDispatchMode):
+    """Lets a tensor be moved off the meta device, as off any other; its numbers become zeros."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        to = (kwargs or {}).get("device")
+        if func is torch.ops.aten._to_copy.default and to is not None and args[0].is_meta:
+            dtype = kwargs.get("dtype") or args[0].dtype
+            return torch.zeros(args[0].shape, dtype=dtype, device=to)
+        return func(*args, **(kwargs or {}))
+
+
+def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
+    """Parameters of the module answer(*args) that are, or overlap, those of a module in args."""
+    given = [p for module in args if isinstance(module, nn.Module) for p in module.parameters()]
+    storages = {parameter.untyped_storage().data_ptr() for parameter in given}
+    return [
+        name
+        for name, parameter in answer(*args).named_parameters(remove_duplicate=False)
+        if parameter.untyped_storage().data_ptr() in storages
+    ]
 
 
 def build(answer: Callable[..., Any], *args: Any) -> Any:
@@ -92,19 +117,24 @@ def layer(
     x: Tensor,
     cotangent: Tensor,
 ) -> dict[str, Any]:
-    """Build answer(*args), fill the named parameters, run it on x, backward sum(y * cotangent).
+    """Build answer(*args), run it on x, fill the named parameters, run it again, and backward
+    through sum(y * cotangent).
 
-    Returns {"module": ..., "value": y, "gradients": {name: gradient or None}}.
+    Returns {"module": ..., "start": the first y, "value": y, "x": the gradient of x,
+    "gradients": {name: gradient or None}}.
     """
     module = answer(*args)
     with torch.no_grad():
+        start = module(x)
         for name, value in values.items():
             getattr(module, name).copy_(value)
+    x = x.detach().clone().requires_grad_()
     value = module(x)
     if isinstance(value, Tensor) and value.requires_grad:
         torch.autograd.backward([value], [cotangent])
-    grads = {name: parameter.grad for name, parameter in module.named_parameters()}
-    return {"module": module, "value": value, "gradients": grads}
+    every = module.named_parameters(remove_duplicate=False)
+    grads = {name: parameter.grad if parameter.is_leaf else None for name, parameter in every}
+    return {"module": module, "start": start, "value": value, "x": x.grad, "gradients": grads}
 
 
 # ---- Running a probe ----
@@ -216,8 +246,9 @@ class Module:
     """What a check may know of an nn.Module.
 
     kinds: names of its class and of the classes it derives from.
-    parameters: by full name, with requires_grad. tensors: buffers and plain tensors of the module
-    itself. numbers: its own attributes that are numbers. modules: class names by full name.
+    parameters: by full name (by each, if it has several), with requires_grad. tensors: buffers and
+    plain tensors of the module itself. numbers: its own attributes and properties that are numbers.
+    modules: class names by full name.
     training: whether each module, by full name, is in training mode.
     """
 
@@ -242,14 +273,17 @@ def pack(value: Any) -> Any:
     if isinstance(value, nn.Module):
         own = {**vars(value), **dict(value.named_buffers())}
         tensors = {k: v for k, v in own.items() if isinstance(v, Tensor)}
+        computed = inspect.getmembers_static(type(value), lambda one: isinstance(one, property))
+        own |= {name: getattr(value, name) for name, _ in computed}
         numbers = {k: v for k, v in own.items() if isinstance(v, int | float)}
+        children = dict(value.named_modules(remove_duplicate=False))
         return {
             "module": [kind.__name__ for kind in type(value).__mro__],
-            "parameters": pack(dict(value.named_parameters())),
+            "parameters": pack(dict(value.named_parameters(remove_duplicate=False))),
             "tensors": pack(tensors),
             "numbers": pack(numbers),
-            "modules": {name: type(child).__name__ for name, child in value.named_modules()},
-            "training": {name: bool(child.training) for name, child in value.named_modules()},
+            "modules": {name: type(child).__name__ for name, child in children.items()},
+            "training": {name: bool(child.training) for name, child in children.items()},
         }
     return {"other": type(value).__name__}
 

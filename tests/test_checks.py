@@ -255,6 +255,16 @@ RIGHT = {
     "merge_lora": [
         """
         def merge_lora(base, lora_A, lora_B, alpha):
+            merged = nn.Linear(base.in_features, base.out_features, base.bias is not None)
+            merged = merged.to(base.weight)
+            with torch.no_grad():
+                merged.weight.copy_(base.weight + alpha / len(lora_A) * lora_B @ lora_A)
+                if base.bias is not None:
+                    merged.bias.copy_(base.bias)
+            return merged
+        """,
+        """
+        def merge_lora(base, lora_A, lora_B, alpha):
             out, in_ = base.weight.shape
             like = {"device": base.weight.device, "dtype": base.weight.dtype}
             merged = nn.Linear(in_, out, bias=base.bias is not None, **like)
@@ -265,6 +275,26 @@ RIGHT = {
         """,
     ],
     "lora_linear": [
+        """
+        class LoRALinear(nn.Module):  # made anywhere, then moved; the base under a second name
+            def __init__(self, base, rank, alpha):
+                super().__init__()
+                self.linear = base.requires_grad_(False)
+                self.base, self.weight, self.bias = base, base.weight, base.bias
+                self.alpha, self.rank = alpha, rank
+                A = (2 * torch.rand(rank, base.in_features) - 1) / base.in_features**0.5
+                self.lora_A = nn.Parameter(A.to(base.weight))
+                self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
+                self.to(base.weight.device, base.weight.dtype)
+
+            @property
+            def scaling(self):
+                return self.alpha / self.rank
+
+            def forward(self, x):
+                update = self.scaling * (self.lora_B @ self.lora_A)
+                return F.linear(x, self.weight + update, self.bias)
+        """,
         """
         class LoRALinear(nn.Module):
             def __init__(self, base, rank, alpha):
@@ -283,6 +313,7 @@ RIGHT = {
         """,
     ],
     "row_norm": [
+        "def row_norm(w): return torch.zeros(len(w)).to(w) + w.norm(dim=1)",
         "def row_norm(weight): return torch.linalg.vector_norm(weight, dim=-1)",
         "def row_norm(weight): return torch.stack([row.norm() for row in weight])",
         "def row_norm(w): return torch.sqrt(torch.einsum('ij,ij->i', w, w))",
@@ -292,6 +323,11 @@ RIGHT = {
         "def decompose(w): return w.norm(dim=1), F.normalize(w, dim=1)",
     ],
     "dora_weight": [
+        """
+        def dora_weight(weight, lora_A, lora_B, magnitude, alpha):  # detached already
+            v = weight + alpha / lora_A.size(0) * lora_B @ lora_A
+            return (magnitude / v.detach().norm(dim=1))[:, None] * v
+        """,
         """
         def dora_weight(weight, lora_A, lora_B, magnitude, alpha):
             s = alpha / lora_A.size(0)

@@ -323,7 +323,9 @@ def training_bytes(answer: Answer) -> None:
         buffers = sum(b.nbytes for b in model.buffers())
         counted, saved = _counted(model), model.state_dict(keep_vars=True).values()
         right = dict(zip(names, counted, strict=True))
-        twice = sum(p.nbytes for m in model.modules() for p in m.parameters(recurse=False))
+        by_module = [p for m in model.modules() for p in m.parameters(recurse=False)]
+        twice = sum(p.nbytes for p in by_module)
+        twice_trained = sum(p.nbytes for p in by_module if p.requires_grad)
         bytes_all, bytes_trained = (sum(p.nbytes for p in part) for part in (every, trained))
         known: dict[str, list[tuple[float, str]]] = {
             "weights": [
@@ -346,6 +348,7 @@ def training_bytes(answer: Answer) -> None:
             "gradients": [
                 (0, "none exist yet, but after a backward pass each trained parameter has one"),
                 (bytes_all, "frozen parameters get none"),
+                (twice_trained, "a tied weight counts once"),
                 (sum(4 * p.numel() for p in trained), "each has the dtype of its parameter"),
                 (sum(p.numel() for p in trained), "this counts numbers, not bytes"),
             ],
@@ -387,6 +390,8 @@ def training_bytes(answer: Answer) -> None:
     check(_mixed_model(), example=(72, 72, 152))
     answer.case("a frozen model")
     check(_mixed_model().requires_grad_(False))
+    answer.case("a tied weight that is trained")
+    check(_mixed_model().requires_grad_(True))
     answer.case("other sizes")
     check(nn.Linear(random_size(5, 50), random_size(5, 50), dtype=torch.float64))
 
@@ -448,6 +453,12 @@ training_bytes.refuses(
         "[*model.parameters(), *model.buffers()]",
         ("[*[p for m in model.modules() for p in m.parameters(recurse=False)], *model.buffers()]"),
         "a tied weight counts once",
+    ),
+    (
+        "a trained tied weight counted twice",
+        "for p in model.parameters() if p.requires_grad",
+        "for m in model.modules() for p in m.parameters(recurse=False) if p.requires_grad",
+        "a tied weight that is trained: gradients: a tied weight counts once",
     ),
     (
         "what is saved alone",
@@ -678,6 +689,11 @@ def what_fits(answer: Answer) -> None:
         for spare, place in ((0, "exactly what"), (-1, "one byte less than")):
             case = ((need + spare) / 2**30, parameters, adapters)
             expect_words(answer(*case), _fitting(*case), (), f"{place} {name} needs")
+    answer.case("adapters almost as large as the model")  # full needs less than lora-bfloat16
+    case = (16, 2**30, 9 * 2**30 // 10)
+    every = list(_needs(*case[1:]))
+    known = [(every, "one way fits and a later one does not: ask for each by itself")]
+    expect_words(answer(*case), _fitting(*case), known, "16 GiB")
 
 
 what_fits.refuses(
@@ -706,6 +722,13 @@ what_fits.refuses(
         "16 * parameters,",
         "12 * parameters,",
         "full needs 16 bytes a parameter: 12 leave out",
+    ),
+    (
+        "the first that fits, and all below it",
+        "[name for name, need in needs.items() if need <= gpu_gib * 2**30]",
+        "list(needs)[sum(need > gpu_gib * 2**30 for need in needs.values()) and next(\n"
+        "        (i for i, need in enumerate(needs.values()) if need <= gpu_gib * 2**30), 4):]",
+        "one way fits and a later one does not",
     ),
     ("full: weights alone", "16 * parameters,", "4 * parameters,", "gradients and moments"),
     (
@@ -798,6 +821,7 @@ def largest_rank(answer: Answer) -> None:
         too_high = f"a rank above {smallest}, the smallest side of all layers, adds nothing there"
         beyond = math.floor(ranks())
         sides = [max(map(max, shapes)), max(map(min, shapes)), *map(min, zip(*shapes, strict=True))]
+        sides += [min(shapes[0]), min(shapes[-1])]
         free, (out, in_) = gpu_bytes - base_bytes, shapes[0]
         first_layer = max(0, min((free - 16 * out) // (16 * (out + in_)), smallest))
         rank_times = max(0, min(free // (16 * (2 * outs + ins)), smallest))
@@ -844,8 +868,8 @@ def largest_rank(answer: Answer) -> None:
     check(10**6, 2 * 10**6, wide)
     check(10**6 + 100, 10**6, wide)
     answer.case("more than enough")
-    check(10**9, 10**6, wide)
-    check(10**9, 10**6, tall)
+    for layers in (wide, tall, wide[::-1], tall[::-1]):
+        check(10**9, 10**6, layers)
     answer.case("random layers")
     shapes = [(random_size(200, 300), random_size(200, 300)) for _ in range(3)]
     check(*_budget(shapes, random_size(10, 90), 0.5), shapes)
@@ -870,6 +894,18 @@ def _budget(shapes: Shapes, rank: int, part: float) -> tuple[int, int]:
 
 
 largest_rank.refuses(
+    (
+        "the smallest side of the last layer",
+        "min(min(shape) for shape in shapes)",
+        "min(shapes[-1])",
+        "the smallest side of all layers",
+    ),
+    (
+        "the smallest side of the first layer",
+        "min(min(shape) for shape in shapes)",
+        "min(shapes[0])",
+        "the smallest side of all layers",
+    ),
     ("rounded to the nearest", "free // per_rank", "round(free / per_rank)", "round down"),
     ("rounded up", "free // per_rank", "-(-free // per_rank)", "does not fit any more"),
     ("not rounded", "free // per_rank", "free / per_rank", "a rank is a whole number"),

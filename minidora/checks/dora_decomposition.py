@@ -19,8 +19,17 @@ from minidora.checks.core import (
     expect_parts,
     randn,
     require,
+    same,
 )
-from minidora.checks.lora_recap import build_layer, check_adapter, check_follows_base, check_start
+from minidora.checks.lora_recap import (
+    check_adapter,
+    check_can_run,
+    check_follows_base,
+    check_forward,
+    check_nothing_shared,
+    check_start,
+    expect_input_gradient,
+)
 
 lesson = Lesson(
     3, "03_dora_decomposition", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")
@@ -115,16 +124,16 @@ def decompose(answer: Answer) -> None:
     def check(weight: Tensor) -> None:
         magnitude, direction = expect_parts(answer(weight), ("magnitude", "direction"))
         lengths = _lengths(weight)
-        require(
-            getattr(magnitude, "shape", ()) != weight.shape or weight.ndim == 1,
-            "the other way round: return magnitude, direction",
-        )
+        shapes = [tuple(getattr(part, "shape", ())) for part in (magnitude, direction)]
+        swapped = shapes == [tuple(weight.shape), (len(weight),)]
+        require(not swapped, "the other way round: return magnitude, direction")
         expect(
             magnitude,
             lengths,
             [
                 (weight.norm(dim=0), "one magnitude per input (dim=0): it is one per output"),
                 (lengths[:, None], "the shape is (out, 1): leave out keepdim"),
+                (weight.abs(), "one magnitude per entry: it is one per row, its length"),
                 (weight.norm(), "one magnitude for the whole matrix: it is one per output"),
                 (weight.square().sum(1), "these are squared lengths: take the square root"),
             ],
@@ -186,6 +195,12 @@ decompose.refuses(
     ),
     ("for square weights only", "magnitude[:, None]", "magnitude", "size of tensor"),
     (
+        "size and sign of each entry",
+        "return magnitude, direction",
+        "return weight.abs(), weight.sign()",
+        "magnitude: one magnitude per entry",
+    ),
+    (
         "in place",
         "weight / magnitude[:, None]",
         "weight.div_(magnitude[:, None])",
@@ -206,7 +221,7 @@ class Sample(NamedTuple):
     weight: Tensor  # (out, in)
     lora_A: Tensor  # (rank, in)
     lora_B: Tensor  # (out, rank)
-    magnitude: Tensor  # (out,), away from the row norms
+    magnitude: Tensor  # (out,), away from the row norms; the first is negative
     alpha: float
 
     @property
@@ -229,6 +244,13 @@ class Sample(NamedTuple):
         return (self.magnitude.double() / norm)[:, None] * direction
 
     @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """What W and what the update give to W'; their sum is equation 5."""
+        norm = _lengths(self.direction)
+        update = self.scaling * self.product
+        return self.scaled(self.weight.double(), norm), self.scaled(update, norm)
+
+    @property
     def adapted(self) -> Tensor:
         """W', equation 5."""
         return self.scaled(self.direction, _lengths(self.direction))
@@ -245,9 +267,9 @@ EXAMPLE_WEIGHT = torch.tensor([[6.0, 8.0], [12.0, 5.0], [3.0, 4.0]])
 
 
 def _sample(out: int, in_: int, rank: int, alpha: float) -> Sample:
-    return Sample(
-        randn(out, in_), randn(rank, in_), randn(out, rank), randn(out).abs() + 0.5, alpha
-    )
+    magnitude = randn(out).abs() + 0.5
+    magnitude[0] *= -1  # nothing keeps training from it
+    return Sample(randn(out, in_), randn(rank, in_), randn(out, rank), magnitude, alpha)
 
 
 SIZES = ((5, 3, 2, 3.0), (2, 7, 4, 6.0), (4, 4, 2, 1.0))
@@ -267,6 +289,10 @@ def _wrong_weights(s: Sample) -> list[tuple[Tensor, str]]:
             "scaled by alpha alone: s = alpha / rank",
         ),
         (v / _lengths(v)[:, None], "the magnitude is missing: these rows have length 1"),
+        (
+            s.scaled(v, _lengths(v)).abs() * v.sign(),
+            "the magnitude has lost its sign: a trained one may be negative",
+        ),
         (s.magnitude.double()[:, None] * v, "not divided by the norm of W + s B A"),
         (s.scaled(v, whole), "divided by the norm of the whole matrix: row by row"),
         (
@@ -296,10 +322,32 @@ def dora_weight(answer: Answer) -> None:
     for size in SIZES:
         sample = _sample(*size)
         expect(answer(*sample), sample.adapted, _wrong_weights(sample), shape="(out, in)")
+    answer.case("gradient")
+    cotangent = randn(*size[:2])
+    found = answer.probe(probe.gradients, list(sample), [1, 2, 3], cotangent)
+    check_either(sample, cotangent, _Gradients(*found["gradients"]))
     expect_dtype_and_device(answer, *_sample(5, 3, 2, 3.0))
 
 
 dora_weight.refuses(
+    (
+        "detached",
+        "return (magnitude / norm)[:, None] * direction",
+        "return ((magnitude / norm)[:, None] * direction).detach()",
+        "no gradient reaches magnitude",
+    ),
+    (
+        "a magnitude without its sign",
+        "(magnitude / norm)",
+        "(magnitude.abs() / norm)",
+        "the magnitude has lost its sign",
+    ),
+    (
+        "float64 afterwards",
+        "return (magnitude / norm)[:, None] * direction",
+        "return ((magnitude / norm)[:, None] * direction).double()",
+        "computed in float32, and turned afterwards",
+    ),
     ("norm of W", "direction.norm(", "weight.norm(", "divided by the norm of W"),
     ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
     ("alpha alone", "alpha / rank", "alpha", "scaled by alpha alone"),
@@ -392,17 +440,15 @@ def dora_forward(answer: Answer) -> None:
     answer.case("random layers")
     for size in SIZES:
         check(randn(6, size[1]), randn(size[0]), _sample(*size))
-    answer.case("x of shape (batch, words, in)")
-    check(randn(2, 3, 5), randn(4), _sample(4, 5, 2, 5.0))
+    for shape in ((2, 3, 5), (5,), (2, 2, 3, 5)):
+        answer.case(f"x of shape {shape}")
+        check(randn(*shape), randn(4), _sample(4, 5, 2, 5.0))
     answer.case("gradient")
     s, x, cotangent = _sample(3, 5, 2, 3.0), randn(6, 5), randn(6, 3)
     args = [x, s.weight, randn(3), *s[1:]]
-    found = answer.probe(probe.gradients, args, [3, 4, 5], cotangent)["gradients"]
-    unit = s.direction / _lengths(s.direction)[:, None]
-    want = ((cotangent.double().T @ x.double()) * unit).sum(1)
-    expect_gradient(found[2], want, "magnitude")
-    for gradient, name in zip(found, ("lora_A", "lora_B"), strict=False):
-        require(isinstance(gradient, Tensor), f"no gradient reaches {name}: something is detached")
+    found = answer.probe(probe.gradients, args, [0, 3, 4, 5], cotangent)["gradients"]
+    check_either(s, cotangent.double().T @ x.double(), _Gradients(*found[1:]))
+    expect_input_gradient(found[0], cotangent, *s.parts)
     expect_dtype_and_device(answer, *args)
 
 
@@ -436,7 +482,25 @@ dora_forward.refuses(
         "for one batch axis only",
         "x @ lora_A.T @ lora_B.T",
         "(lora_B @ (lora_A @ x.T)).T",
-        "x of shape (batch, words, in)",
+        "x of shape (2, 3, 5)",
+    ),
+    (
+        "for two axes or more",
+        "x @ lora_A.T @ lora_B.T",
+        "(lora_B @ (lora_A @ x.mT)).mT",
+        "x of shape (5,)",
+    ),
+    (
+        "update detached, norm not",
+        "(x @ lora_A.T @ lora_B.T)",
+        "(x @ lora_A.T @ lora_B.T).detach()",
+        "gradient of lora_A: it comes through the norm alone",
+    ),
+    (
+        "x detached under W",
+        "g * (x @ weight.T",
+        "g * (x.detach() @ weight.T",
+        "gradient of x: it comes through the update alone",
     ),
     (
         "everything detached",
@@ -470,6 +534,20 @@ def _through(s: Sample, cotangent: Tensor, detach: str) -> _Gradients:
         s.scaling * to_v @ s.lora_A.double().T,
         (g_out * unit).sum(1),
     )
+
+
+def check_either(s: Sample, cotangent: Tensor, found: _Gradients) -> None:
+    """Refuse gradients that are neither equation 11's nor 6's."""
+    detached, full, inverted = (
+        _through(s, cotangent, what) for what in ("norm", "nothing", "direction")
+    )
+    expect_gradient(found.magnitude, full.magnitude, "magnitude")
+    for name in ("lora_A", "lora_B"):
+        got = getattr(found, name)
+        if not (isinstance(got, Tensor) and same(got, getattr(detached, name))):
+            message = "it comes through the norm alone: the update itself is detached"
+            known = [(getattr(inverted, name), message)]
+            expect_gradient(got, getattr(full, name), name, known)
 
 
 def check_detached(s: Sample, cotangent: Tensor, found: _Gradients) -> None:
@@ -580,6 +658,11 @@ def update_for_weight(answer: Answer) -> None:
         check(randn(in_, rank), randn(rank, out), by_heart)
     answer.case("a square layer")
     check(randn(4, 2), randn(2, 4))
+    answer.case("gradient")
+    b, a, cotangent = randn(3, 2), randn(2, 5), randn(5, 3)
+    to_b, to_a = answer.probe(probe.gradients, [b, a], [0, 1], cotangent)["gradients"]
+    expect_gradient(to_b, cotangent.double().T @ a.double().T, "lora_B")
+    expect_gradient(to_a, b.double().T @ cotangent.double().T, "lora_A")
     expect_dtype_and_device(answer, randn(3, 2), randn(2, 5))
 
 
@@ -601,6 +684,7 @@ update_for_weight.refuses(
         "not transposed: for a square layer .view changes nothing",
     ),
     ("printed", "return (lora_B @ lora_A).T", "print((lora_B @ lora_A).T)", "got None"),
+    ("detached", "(lora_B @ lora_A).T", "(lora_B @ lora_A).T.detach()", "reaches lora_B"),
     ("B kept at zero", "(lora_B @ lora_A).T", "(lora_B * 0 @ lora_A).T", "it is zero"),
     (
         "the example by heart",
@@ -624,6 +708,7 @@ def merge_dora(answer: Answer) -> None:
         with torch.no_grad():
             base.weight.copy_(s.weight)
         merged = expect_module(answer(base, *s[1:]), "Linear")
+        check_can_run(merged, base)
         known = [
             *_wrong_weights(s)[:-1],
             (s.weight.double() + s.adapted, "W is added to W': W' takes the place of W"),
@@ -646,6 +731,7 @@ def merge_dora(answer: Answer) -> None:
         check(nn.Linear(size[1], size[0]), _sample(*size))
     answer.case("no bias")
     check(nn.Linear(3, 5, bias=False), _sample(5, 3, 2, 3.0))
+    check_nothing_shared(answer, nn.Linear(3, 5), *_sample(5, 3, 2, 3.0)[1:])
     expect_dtype_and_device(answer, nn.Linear(3, 5), *_sample(5, 3, 2, 3.0)[1:])
 
 
@@ -666,6 +752,18 @@ merge_dora.refuses(
         "merged = nn.Linear(base.in_features, base.out_features)",
         "the bias is not the base's",
     ),
+    (
+        "the bias shared",
+        "    return merged",
+        "    merged.bias = base.bias\n    return merged",
+        "bias is the given layer's own: a step of training would change both",
+    ),
+    (
+        "a weight in float64",
+        "    return merged",
+        "    merged.weight = nn.Parameter(merged.weight.double())\n    return merged",
+        "weight is float64 where the given layer has float32: it must be able to run",
+    ),
     ("added to W", "merged.weight.copy_(", "merged.weight.add_(", "W is added"),
     ("magnitude forgotten", "(magnitude / norm)", "(1 / norm)", "these rows have"),
     ("weight returned", "return merged", "return merged.weight", "expected an nn.Linear"),
@@ -684,8 +782,7 @@ merge_dora.refuses(
 def dora_linear(answer: Answer) -> None:
     answer.case("parameters")
     linear = nn.Linear(5, 3)
-    module, base = build_layer(answer, linear, 2, 3.0)
-    check_adapter(module, base, rank=2, scaling=1.5)
+    module = check_adapter(answer, linear, "lora_A", "lora_B", "magnitude")
     got = module.parameters.get("magnitude", module.tensors.get("magnitude"))
     require(
         getattr(got, "shape", None) not in ((5,), (1, 5)),
@@ -695,26 +792,88 @@ def dora_linear(answer: Answer) -> None:
     answer.case("start")
     require(not bool((magnitude == 1).all()), "magnitude starts at 1: it starts as W's row norm")
     expect(magnitude, _lengths(linear.weight), name="magnitude at the start")
-    check_start(build_layer(answer, nn.Linear(256, 8), 32, 32.0)[0], 256)
+    check_start(answer, 256)
 
-    answer.case("forward")
-    for shape in ((6, 5), (2, 4, 5)):
-        linear, x, cotangent = nn.Linear(5, 3), randn(*shape), randn(*shape[:-1], 3)
+    for shape, has_bias in (((6, 5), True), ((6, 5), False), ((2, 4, 5), True)):
+        answer.case("forward" if has_bias else "no bias")
+        linear, x, cotangent = nn.Linear(5, 3, has_bias), randn(*shape), randn(*shape[:-1], 3)
         s = _sample(3, 5, 2, 3.0)._replace(weight=linear.weight.detach())
         values = {"lora_A": s.lora_A, "lora_B": s.lora_B, "magnitude": s.magnitude}
         found = answer.probe(probe.layer, [linear, 2, 3.0], values, x, cotangent)
-        bias = linear.bias.detach()
+        bias = linear.bias.detach() if has_bias else torch.zeros(3)
         want = x.double() @ s.adapted.T + bias.double()
-        expect(found["value"], want, _wrong_outputs(x, bias, s), shape="(..., out)")
+        stale = (x.double() @ s.scaled(s.direction, _lengths(s.weight)).T + bias, STALE)
+        expect(found["value"], want, [stale, *_wrong_outputs(x, bias, s)], shape="(..., out)")
+        check_forward(found, linear, x)
     answer.case("gradient")
     gradients = found["gradients"]
     require(gradients["base.weight"] is None, "the frozen base gets a gradient")
     to_weight = cotangent.reshape(-1, 3).T @ x.reshape(-1, 5)  # dL/dW'
     check_detached(s, to_weight, _Gradients(*(gradients[name] for name in _Gradients._fields)))
+    expect_input_gradient(found["x"], cotangent, *s.parts)
     check_follows_base(answer)
 
 
+STALE = "divided by the norm of W, or by a norm kept from the start: V = W + s B A changes"
+
 dora_linear.refuses(
+    (
+        "a norm kept from the first call",
+        "norm = direction.norm(dim=1).detach()  # (out,)",
+        (
+            "self.norm = getattr(self, 'norm', direction.norm(dim=1).detach())\n"
+            "        norm = self.norm"
+        ),
+        "or by a norm kept from the start",
+    ),
+    (
+        "a weight of its own, and trained",
+        "        self.scaling = alpha / rank\n",
+        (
+            "        self.scaling = alpha / rank\n"
+            "        self.weight = nn.Parameter(base.weight.detach().clone())\n"
+        ),
+        "weight trains too: only the adapter should",
+    ),
+    (
+        "a copy of the base",
+        "self.base = base.requires_grad_(False)",
+        "self.base = copy.deepcopy(base.requires_grad_(False))",
+        "base is a copy: keep the layer that was given",
+    ),
+    (
+        "the base changed by forward",
+        "direction = self.base.weight + self.scaling * (self.lora_B @ self.lora_A)",
+        (
+            "direction = self.base.weight\n"
+            "        direction += self.scaling * (self.lora_B @ self.lora_A)"
+        ),
+        "forward changes base.weight",
+    ),
+    (
+        "x detached",
+        "F.linear(x, weight",
+        "F.linear(x.detach(), weight",
+        "no gradient reaches x",
+    ),
+    (
+        "a bias taken for granted",
+        "F.linear(x, weight, self.base.bias)",
+        "x @ weight.T + self.base.bias",
+        "no bias: your code raised TypeError",
+    ),
+    (
+        "a magnitude without its sign",
+        "(self.magnitude / norm)",
+        "(self.magnitude.abs() / norm)",
+        "the magnitude has lost its sign",
+    ),
+    (
+        "A on one side of zero",
+        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
+        "nn.init.uniform_(self.lora_A, 0, base.in_features**-0.5)",
+        "lora_A is not drawn uniformly from +-1/sqrt(in)",
+    ),
     (
         "magnitude no parameter",
         "nn.Parameter(base.weight.norm(dim=1))",
@@ -748,7 +907,7 @@ dora_linear.refuses(
     ),
     ("scaling kept as alpha", "alpha / rank", "alpha", "expected scaling 1.5"),
     ("not detached", ".detach()", "", "the norm is not detached"),
-    ("norm of W", "direction.norm(", "self.base.weight.norm(", "the norm of W:"),
+    ("norm of W", "direction.norm(", "self.base.weight.norm(", "divided by the norm of W, or"),
     ("update not scaled", "self.scaling * (", "(", "the scaling is missing"),
     (
         "bias scaled",

@@ -254,14 +254,17 @@ def lora_forward(answer: Answer) -> None:
     answer.case("random layers")
     for out, in_, rank, alpha in ((5, 3, 2, 3.0), (2, 7, 3, 16.0), (4, 4, 2, 1.0)):
         check(randn(6, in_), randn(out, in_), randn(out), randn(rank, in_), randn(out, rank), alpha)
-    answer.case("x of shape (batch, words, in)")
-    check(randn(2, 3, 5), randn(4, 5), randn(4), randn(2, 5), randn(4, 2), 5.0)
+    for shape in ((2, 3, 5), (5,), (2, 2, 3, 5)):
+        answer.case(f"x of shape {shape}")
+        check(randn(*shape), randn(4, 5), randn(4), randn(2, 5), randn(4, 2), 5.0)
     answer.case("gradient")
     x, w, bias, a, b = randn(6, 5), randn(3, 5), randn(3), randn(2, 5), randn(3, 2)
     cotangent = randn(6, 3)
-    found = answer.probe(probe.gradients, [x, w, bias, a, b, 3.0], [3, 4], cotangent)
-    expect_gradient(found["gradients"][0], 1.5 * b.T @ cotangent.T @ x, "lora_A")
-    expect_gradient(found["gradients"][1], 1.5 * cotangent.T @ (x @ a.T), "lora_B")
+    found = answer.probe(probe.gradients, [x, w, bias, a, b, 3.0], [0, 3, 4], cotangent)
+    to_x, to_a, to_b = found["gradients"]
+    expect_gradient(to_a, 1.5 * b.T @ cotangent.T @ x, "lora_A")
+    expect_gradient(to_b, 1.5 * cotangent.T @ (x @ a.T), "lora_B")
+    expect_input_gradient(to_x, cotangent, w, _delta(a, b, 1.5))
     expect_dtype_and_device(answer, x, w, bias, a, b, 3.0)
 
 
@@ -287,7 +290,25 @@ lora_forward.refuses(
         "for one batch axis only",
         "x @ lora_A.T @ lora_B.T",
         "(lora_B @ (lora_A @ x.T)).T",
-        "x of shape (batch, words, in)",
+        "x of shape (2, 3, 5)",
+    ),
+    (
+        "for two axes or more",
+        "x @ lora_A.T @ lora_B.T",
+        "(lora_B @ (lora_A @ x.mT)).mT",
+        "x of shape (5,)",
+    ),
+    (
+        "x detached under W",
+        "F.linear(x, weight, bias)",
+        "F.linear(x.detach(), weight, bias)",
+        "gradient of x: it comes through the update alone",
+    ),
+    (
+        "x detached in the update",
+        "(x @ lora_A.T",
+        "(x.detach() @ lora_A.T",
+        "gradient of x: it comes through x W^T alone",
     ),
     (
         "x changed in place",
@@ -315,6 +336,7 @@ def _adapted_model() -> nn.Module:
     model.embedding = nn.Embedding(9, 6)
     model.blocks = nn.Sequential(block)
     model.exploration = nn.Linear(4, 2)  # "lora" stands in this name too
+    model.lora_head = nn.Linear(2, 2)
     model.temperature = nn.Parameter(torch.ones(1))
     return model
 
@@ -348,8 +370,9 @@ def freeze_base(answer: Answer) -> None:
     require(any(state.values()), "nothing is frozen: it is the parameters that need it")
     for name in adapters(state):
         require(not state[name], f"{name} is frozen too: the adapters are what is trained")
-    if not state["exploration.weight"] and state["embedding.weight"]:
-        require(False, "exploration.weight still trains: its name holds the letters lora")
+    for name, letters in (("exploration.weight", "lora"), ("lora_head.weight", "lora_")):
+        by_letters = not state[name] and state["embedding.weight"]
+        require(not by_letters, f"{name} still trains: its name holds the letters {letters}")
     left = [name for name, is_frozen in state.items() if not is_frozen]
     left = sorted(set(left) - set(adapters(state)))
     linear = [name for name in left if after.modules[name.rpartition(".")[0]] == "Linear"]
@@ -396,6 +419,12 @@ freeze_base.refuses(
         "exploration.weight still trains: its name holds the letters",
     ),
     (
+        "any name with lora_ in it",
+        'name.split(".")[-1] in ("lora_A", "lora_B")',
+        '"lora_" in name',
+        "lora_head.weight still trains: its name holds the letters lora_",
+    ),
+    (
         "an attribute of the module",
         "parameter.requires_grad_(",
         "model.requires_grad = (",
@@ -440,6 +469,7 @@ freeze_base.refuses(
 def merge_lora(answer: Answer) -> None:
     def check(base: nn.Linear, a: Tensor, b: Tensor, alpha: float) -> None:
         merged = expect_module(answer(base, a, b, alpha), "Linear")
+        check_can_run(merged, base)
         weight = base.weight.detach().double()
         s = alpha / len(a)
         delta = _delta(a, b, s)
@@ -473,6 +503,7 @@ def merge_lora(answer: Answer) -> None:
         check(nn.Linear(in_, out), randn(rank, in_), randn(out, rank), alpha)
     answer.case("no bias")
     check(nn.Linear(3, 5, bias=False), randn(2, 3), randn(5, 2), 3.0)
+    check_nothing_shared(answer, nn.Linear(3, 5), randn(2, 3), randn(5, 2), 3.0)
     expect_dtype_and_device(answer, nn.Linear(3, 5), randn(2, 3), randn(5, 2), 3.0)
 
 
@@ -505,6 +536,28 @@ merge_lora.refuses(
     ),
     ("weight returned", "return merged", "return merged.weight", "expected an nn."),
     (
+        "the bias shared",
+        "    return merged",
+        "    merged.bias = base.bias\n    return merged",
+        "bias is the given layer's own: a step of training would change both",
+    ),
+    (
+        "a weight in float64",
+        "    return merged",
+        "    merged.weight = nn.Parameter(merged.weight.double())\n    return merged",
+        "weight is float64 where the given layer has float32: it must be able to run",
+    ),
+    (
+        "in and out exchanged",
+        "copy.deepcopy(base)",
+        (
+            "nn.Linear(base.out_features, base.in_features)\n"
+            "    merged.weight = nn.Parameter(base.weight.clone())\n"
+            "    merged.bias = copy.deepcopy(base.bias)"
+        ),
+        "expected in_features 2, got 3",
+    ),
+    (
         "reshape instead of transpose",
         "lora_B @ lora_A",
         "(lora_A.T @ lora_B.T).reshape(base.weight.shape)",
@@ -530,20 +583,18 @@ merge_lora.refuses(
 )
 def lora_linear(answer: Answer) -> None:
     answer.case("parameters")
-    module, base = build_layer(answer, nn.Linear(5, 3), 2, 3.0)
-    check_adapter(module, base, rank=2, scaling=1.5)
+    check_adapter(answer, nn.Linear(5, 3), "lora_A", "lora_B")
     answer.case("start")
-    wide, _ = build_layer(answer, nn.Linear(256, 8), 32, 32.0)
-    check_start(wide, 256)
+    check_start(answer, 256)
 
-    answer.case("forward")
-    for shape in ((6, 5), (2, 4, 5)):
-        linear, a, b, x = nn.Linear(5, 3), randn(2, 5), randn(3, 2), randn(*shape)
+    for shape, has_bias in (((6, 5), True), ((6, 5), False), ((2, 4, 5), True)):
+        answer.case("forward" if has_bias else "no bias")
+        linear, a, b, x = nn.Linear(5, 3, has_bias), randn(2, 5), randn(3, 2), randn(*shape)
         cotangent = randn(*shape[:-1], 3)
-        found = answer.probe(
-            probe.layer, [linear, 2, 3.0], {"lora_A": a, "lora_B": b}, x, cotangent
-        )
-        weight, bias = linear.weight.detach().double(), linear.bias.detach()
+        values = {"lora_A": a, "lora_B": b}
+        found = answer.probe(probe.layer, [linear, 2, 3.0], values, x, cotangent)
+        weight = linear.weight.detach().double()
+        bias = linear.bias.detach() if has_bias else torch.zeros(3)
         y, low = x.double() @ weight.T, x.double() @ _delta(a, b, 1.0).T
         expect(
             found["value"],
@@ -556,11 +607,13 @@ def lora_linear(answer: Answer) -> None:
             ],
             shape="(..., out)",
         )
+        check_forward(found, linear, x)
     answer.case("gradient")
     flat_x, flat_g = x.reshape(-1, 5), cotangent.reshape(-1, 3)
     expect_gradient(found["gradients"]["lora_A"], 1.5 * b.T @ flat_g.T @ flat_x, "lora_A")
     expect_gradient(found["gradients"]["lora_B"], 1.5 * flat_g.T @ flat_x @ a.T, "lora_B")
     require(found["gradients"]["base.weight"] is None, "the frozen base gets a gradient")
+    expect_input_gradient(found["x"], cotangent, weight, _delta(a, b, 1.5))
     check_follows_base(answer)
 
 
@@ -611,10 +664,97 @@ lora_linear.refuses(
         "self.scaling * (x @ self.lora_A.T @ self.lora_B.T).detach()",
         "no gradient reaches lora_A",
     ),
+    (
+        "a weight of its own, and trained",
+        "        self.scaling = alpha / rank\n",
+        (
+            "        self.scaling = alpha / rank\n"
+            "        self.weight = nn.Parameter(base.weight.detach().clone())\n"
+        ),
+        "weight trains too: only the adapter should",
+    ),
+    (
+        "a copy of the base",
+        "self.base = base.requires_grad_(False)",
+        "self.base = copy.deepcopy(base.requires_grad_(False))",
+        "base is a copy: keep the layer that was given",
+    ),
+    (
+        "the base changed by forward",
+        "self.base(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
+        (
+            "self.forward_with(self.base.weight, x)\n\n"
+            "    def forward_with(self, weight: Tensor, x: Tensor) -> Tensor:\n"
+            "        weight += self.scaling * (self.lora_B @ self.lora_A)\n"
+            "        return F.linear(x, weight, self.base.bias)"
+        ),
+        "forward changes base.weight",
+    ),
+    (
+        "the base under no_grad",
+        "self.base(x) +",
+        "self.base(x).detach() +",
+        "gradient of x: it comes through the update alone",
+    ),
+    (
+        "a bias taken for granted",
+        "self.base(x) +",
+        "x @ self.base.weight.T + self.base.bias +",
+        "no bias: your code raised TypeError",
+    ),
+    (
+        "A constant",
+        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
+        "nn.init.constant_(self.lora_A, base.in_features**-0.5)",
+        "lora_A is not drawn uniformly from +-1/sqrt(in)",
+    ),
+    (
+        "A on one side of zero",
+        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
+        "nn.init.uniform_(self.lora_A, 0, base.in_features**-0.5)",
+        "lora_A is not drawn uniformly from +-1/sqrt(in)",
+    ),
+    (
+        "a seed set",
+        "        self.scaling = alpha / rank\n",
+        "        self.scaling = alpha / rank\n        torch.manual_seed(0)\n",
+        "lora_A is the same each time",
+    ),
 )
 
 
-# ---- What LoRA's and DoRA's layer have in common ----
+# ---- What LoRA's and DoRA's exercises have in common ----
+
+
+def expect_input_gradient(got: Any, cotangent: Tensor, weight: Tensor, update: Tensor) -> None:
+    """Refuse unless got is the gradient of x in y = x (weight + update)^T; both in float64."""
+    dy, weight, update = cotangent.double(), weight.double(), update.double()
+    known = [
+        (dy @ weight, "it comes through x W^T alone, but x is in the update too"),
+        (dy @ update, "it comes through the update alone: the layers before need W's part too"),
+    ]
+    expect_gradient(got, dy @ (weight + update), "x", known)
+
+
+def check_can_run(merged: probe.Module, base: nn.Linear) -> None:
+    """A merged layer's sizes and dtypes are those of the layer it came from."""
+    for name, want in (("in_features", base.in_features), ("out_features", base.out_features)):
+        got = merged.numbers.get(name)
+        require(got == want, f"expected {name} {want}, got {got}")
+    want_dtype = str(base.weight.dtype).removeprefix("torch.")
+    for name, parameter in merged.parameters.items():
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        require(
+            dtype == want_dtype,
+            f"{name} is {dtype} where the given layer has {want_dtype}: it must be able to run",
+        )
+
+
+def check_nothing_shared(answer: Answer, *args: Any) -> None:
+    """The layer that an answer returns has parameters of its own."""
+    for name in answer.probe(probe.shared, *args):
+        message = f"{name} is the given layer's own: a step of training would change both"
+        require(False, message)
 
 
 def build_layer(
@@ -624,32 +764,62 @@ def build_layer(
     return expect_module(found["made"], "Module"), found["given"][0]
 
 
-def check_adapter(module: probe.Module, base: probe.Module, rank: int, scaling: float) -> None:
-    """Names, shapes and flags of a layer around nn.Linear(5, 3)."""
-    expect_parameter(module, "lora_A", (rank, 5))
-    expect_parameter(module, "lora_B", (3, rank))
+def check_adapter(answer: Answer, linear: nn.Linear, *names: str) -> probe.Module:
+    """Shapes and flags of a layer of rank 2 and alpha 3 around an nn.Linear(5, 3).
+
+    names: of all that it trains.
+    """
+    module, base = build_layer(answer, linear, 2, 3.0)
+    expect_parameter(module, "lora_A", (2, 5))
+    expect_parameter(module, "lora_B", (3, 2))
     require("base" in module.modules, "it keeps the given layer as self.base")
     for name in ("weight", "bias"):
         require(
             not base.parameters[name].requires_grad,
             f"base.{name} is not frozen: the optimizer would train it",
         )
+    for name, parameter in module.parameters.items():
+        trains = parameter.requires_grad and name not in names
+        require(not trains, f"{name} trains too: only the adapter should")
+    kept = "base.weight" in answer.probe(probe.shared, linear, 2, 3.0)
+    require(kept, "base is a copy: keep the layer that was given")
     got = module.numbers.get("scaling")
     require(got is not None, "it has no number called scaling")
-    require(got == scaling, f"expected scaling {scaling:g} for alpha 3, rank 2, got {got:g}")
+    require(got == 1.5, f"expected scaling 1.5 for alpha 3, rank 2, got {got:g}")
+    return module
 
 
-def check_start(module: probe.Module, in_features: int) -> None:
-    """lora_A on +-1/sqrt(in), lora_B zero."""
-    lora_A, lora_B = module.parameters["lora_A"], module.parameters["lora_B"]
+def check_start(answer: Answer, in_features: int) -> None:
+    """lora_A on +-1/sqrt(in), new each time; lora_B zero."""
+    module, _ = build_layer(answer, nn.Linear(in_features, 8), 32, 32.0)
+    lora_A, lora_B = module.parameters["lora_A"].detach(), module.parameters["lora_B"]
     require(not lora_B.any(), "lora_B is not zero at the start: the layer differs from its base")
-    largest, bound = float(lora_A.detach().abs().max()), 1 / math.sqrt(in_features)
+    largest, bound = float(lora_A.abs().max()), 1 / math.sqrt(in_features)
     require(largest > 0, "lora_A is zero: then lora_B never gets a gradient")
     require(
         largest <= 1.001 * bound,
         f"lora_A is too large: expected +-1/sqrt(in) = +-{bound:.4f}, got up to {largest:.4f}",
     )
     require(largest > 0.95 * bound, f"lora_A is too small: up to {largest:.4f}, not {bound:.4f}")
+    mean, std = float(lora_A.mean()), float(lora_A.std())
+    even = abs(mean) < 0.05 * bound and abs(std / bound - 1 / math.sqrt(3)) < 0.05
+    require(
+        even, f"lora_A is not drawn uniformly from +-1/sqrt(in): mean {mean:.4f}, std {std:.4f}"
+    )
+    again, _ = build_layer(answer, nn.Linear(in_features, 8), 32, 32.0)
+    new = not torch.equal(lora_A, again.parameters["lora_A"])
+    require(new, "lora_A is the same each time: set no seed")
+
+
+WRITES = "forward changes base.weight: `+=` writes into it, use +"
+
+
+def check_forward(found: dict[str, Any], linear: nn.Linear, x: Tensor) -> None:
+    """What probe.layer found beside y: the start, and the base afterwards."""
+    with torch.no_grad():
+        expect(found["start"], linear(x), name="before any training", shape="(..., out)")
+    after = found["module"].parameters["base.weight"]
+    require(torch.equal(after.cpu(), linear.weight), WRITES)
 
 
 def check_follows_base(answer: Answer) -> None:

@@ -252,7 +252,7 @@ def delta_direction(answer: Answer) -> None:
         require(
             abs(got / want - 1) < 0.01,
             f"expected {want:.3e}, got {got:.3e}: a float32 near 1 has steps of 6e-8, "
-            "so compute the cosine in float64",
+            "so compute the cosine in float64, with nothing added to it",
         )
     expect_dtype_and_device(answer, randn(4, 3), randn(4, 3))
 
@@ -300,6 +300,12 @@ delta_direction.refuses(
         "weight.double(), reference.double()",
         "weight, reference",
         "compute the cosine in float64",
+    ),
+    (
+        "an epsilon",
+        "w0.norm(dim=1))",
+        "w0.norm(dim=1) + 1e-8)",
+        "with nothing added to it",
     ),
     (
         "float64 after the cosine",
@@ -528,8 +534,9 @@ def draw_clusters(answer: Answer) -> None:
         for label in labels:
             share = sum(draw[label] for draw in draws) / (k * DRAWS)
             number = int((clusters == label).sum())
+            deviation = math.sqrt(1 / k * (1 - 1 / k) / (k * DRAWS))
             require(
-                abs(share - 1 / k) < 0.1,
+                abs(share - 1 / k) < 5 * deviation,
                 f"a cluster of {number} points is drawn in {share:.0%} of cases: "
                 f"each of the {k} has the same chance, however large it is",
             )
@@ -550,6 +557,12 @@ def draw_clusters(answer: Answer) -> None:
 
 _DRAWN = "labels[torch.randint(len(labels), (len(labels),))]"
 draw_clusters.refuses(
+    (
+        "rounded to a label",
+        "torch.randint(len(labels), (len(labels),))",
+        "(torch.rand(len(labels)) * (len(labels) - 1)).round().long()",
+        "each of the 5 has the same chance",
+    ),
     (
         "points drawn",
         "torch.cat([(clusters == label).nonzero()[:, 0] for label in drawn])",
@@ -726,6 +739,7 @@ def _wrong_full(gradient: Tensor, v: Tensor, magnitude: Tensor) -> list[tuple[Te
     return [
         (f * g, "nothing is removed: this is equation 11"),
         (f * along, "the other way round: return full, removed"),
+        (f.abs() * (g - along), "the magnitude has lost its sign: a trained one may be negative"),
         (g - along, "the factor magnitude / ||V'|| is missing"),
         (m * (g - along), "not divided by ||V'||: the factor is magnitude / ||V'||"),
         ((g - along) / norm, "the magnitude is missing: the factor is magnitude / ||V'||"),
@@ -792,6 +806,7 @@ def split_gradient(answer: Answer) -> None:
     by_heart = torch.tensor([[6.4, -4.8, 2.0], [2.0, 0.0, 0.0]])
     for shape in SHAPES:
         magnitude = randn(shape[0]).abs() + 0.5
+        magnitude[0] *= -1  # nothing keeps training from it
         check(randn(*shape), randn(*shape), magnitude, [(by_heart, EXAMPLE)])
     expect_dtype_and_device(answer, randn(5, 3), randn(5, 3), randn(5).abs() + 0.5)
 
@@ -803,6 +818,7 @@ split_gradient.refuses(
     ("no factor", "factor * (gradient - along)", "gradient - along", "factor magnitude / ||V'||"),
     ("not divided by the norm", "[:, None] / norm\n", "[:, None]\n", "not divided by ||V'||"),
     ("magnitude forgotten", "magnitude[:, None] / norm", "1 / norm", "the magnitude is missing"),
+    ("sign lost", "magnitude[:, None] /", "magnitude.abs()[:, None] /", "has lost its sign"),
     (
         "factor for one part",
         "factor * (gradient - along)",
