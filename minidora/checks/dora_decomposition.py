@@ -795,7 +795,7 @@ def dora_linear(answer: Answer) -> None:
     check_start(answer, 256)
 
     for shape, has_bias in (((6, 5), True), ((6, 5), False), ((2, 4, 5), True)):
-        answer.case("forward" if has_bias else "no bias")
+        answer.case(f"x of shape {shape}" if has_bias else "no bias")
         linear, x, cotangent = nn.Linear(5, 3, has_bias), randn(*shape), randn(*shape[:-1], 3)
         s = _sample(3, 5, 2, 3.0)._replace(weight=linear.weight.detach())
         values = {"lora_A": s.lora_A, "lora_B": s.lora_B, "magnitude": s.magnitude}

@@ -588,7 +588,7 @@ def lora_linear(answer: Answer) -> None:
     check_start(answer, 256)
 
     for shape, has_bias in (((6, 5), True), ((6, 5), False), ((2, 4, 5), True)):
-        answer.case("forward" if has_bias else "no bias")
+        answer.case(f"x of shape {shape}" if has_bias else "no bias")
         linear, a, b, x = nn.Linear(5, 3, has_bias), randn(2, 5), randn(3, 2), randn(*shape)
         cotangent = randn(*shape[:-1], 3)
         values = {"lora_A": a, "lora_B": b}
