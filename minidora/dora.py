@@ -175,7 +175,7 @@ class DoRALinear(LoRALinear):
     Attributes:
         magnitude: (out,), float32 (float64 over a float64 base), starts as the row norm of W.
         recompute: False holds one output-sized tensor for the backward pass; True computes it
-            again there, one more product with W, and holds no more than LoRA.
+            again there, one more product with W, and holds two numbers for each output.
     """
 
     magnitude: nn.Parameter

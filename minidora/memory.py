@@ -41,7 +41,7 @@ QUANTIZATIONS = ("int8", "nf4", "nf4-double")
 
 
 def gb(count: int) -> float:
-    """Bytes in GB: 1e9 bytes, as on the label of a disk or a graphics card."""
+    """Bytes in GB: 1e9 bytes, as on the label of a disk; a graphics card's GB are often GiB."""
     return count / 1e9
 
 

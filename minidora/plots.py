@@ -92,8 +92,9 @@ MEMORY_PARTS = {
 }
 """Field of TrainingMemory: (name, colour). The last is drawn hatched: it comes and goes."""
 
-GPU_CARDS = (12, 16, 24, 40, 48, 80, 141)
-"""Sizes graphics cards are sold as, in GB; 141 is an H200, 80 an A100 or H100, 24 an RTX 4090."""
+GPU_CARDS = (8, 12, 16, 24, 40, 48, 80, 141, 180)
+"""Sizes graphics cards are sold as, in GB; 180 is a B200, 141 an H200, 80 an A100 or H100, 24 an
+RTX 4090."""
 
 PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 """The layers that the DoRA paper adapts in LLaMA (Table 8)."""
@@ -220,7 +221,7 @@ def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
             face = shades(0.08 + 0.6 * level) if card else "#444444"
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", lw=2))
             ink = "black" if card else "white"
-            room = f"{card} GB card" if card else "no single card"
+            room = f"{card} GB card" if card else f"over {GPU_CARDS[-1]} GB"
             text = f"{gb(needs[model][way]):.1f} GB\n{room}"
             middle = (column + 0.5, row + 0.5)
             axes.text(*middle, text, ha="center", va="center", fontsize=8.5, color=ink)
@@ -236,18 +237,24 @@ def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
         f"{_card(last)} for {_one_line(ways[-1])}",
         fontsize=11,
     )
-    axes.set_xlabel("peak inside step(), without activations and the allocator's overhead")
+    sizes = ", ".join(map(str, GPU_CARDS))
+    axes.set_xlabel(
+        f"peak inside step(), without activations and the allocator's overhead; cards of {sizes} GB"
+    )
     cells = [
         f"{m}, {_one_line(w)}: {gb(needs[m][w]):.1f} GB, {_card(cards[m, w])}"
         for m in models
         for w in ways
     ]
-    figure.set_label(f"Table of the smallest card with room. {'; '.join(cells)}.")
+    figure.set_label(f"Table of the smallest card with room, of {sizes} GB. {'; '.join(cells)}.")
     return figure
 
 
 def _card(card: int | None) -> str:
-    return f"a {card} GB card" if card else "no single card"
+    return f"a{'n' if card in (8, 180) else ''} {card} GB card" if card else _NO_CARD
+
+
+_NO_CARD = f"no card up to {GPU_CARDS[-1]} GB"
 
 
 def _one_line(text: str) -> str:
@@ -315,7 +322,7 @@ def memory_explorer(
     axes.set_xlabel("GB (1e9 bytes), without activations; dotted: sizes of graphics cards")
     axes.spines[["top", "right"]].set_visible(False)
     if card:
-        verdict = f"fits a {card} GB card"
+        verdict = f"fits {_card(card)}"
     else:
         verdict = f"needs {math.ceil(gb(memory.peak) / GPU_CARDS[-1])} cards of {GPU_CARDS[-1]} GB"
     who = NAMES[method] if method == "full" else f"{NAMES[method]} of rank {rank}"
@@ -1012,8 +1019,8 @@ def held_for_backward(full: Mapping[str, int], detached: Mapping[str, int], lora
     handles = [Patch(color=color) for color in PAIR]
     axes.legend(handles, ["full gradient (eq. 6)", "norm detached (eq. 11)"], frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    saved = [f"{first - second:.2f} MiB in the {form}" for form, (first, second) in mib.items()]
-    axes.set_title("Detaching the norm saves " + ", ".join(saved), fontsize=10.5)
+    saved = ", ".join(f"{first - second:.2f}" for first, second in mib.values())
+    axes.set_title(f"From the top, detaching the norm saves {saved} MiB", fontsize=10.5)
     figure.set_label(
         "Bars of the memory held for the backward pass, full gradient against detached norm: "
         + "; ".join(f"{form} {pair[0]:.2f} against {pair[1]:.2f} MiB" for form, pair in mib.items())

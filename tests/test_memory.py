@@ -426,18 +426,18 @@ def test_step_timeline_states_the_highest_and_the_lowest():
 
 def test_gpu_fit_names_the_smallest_card():
     needs = {
-        "M": {"full": 141 * 10**9 + 1, "DoRA": 12 * 10**9},
+        "M": {"full": 180 * 10**9 + 1, "DoRA": 12 * 10**9},
         "N": {"full": 25 * 10**9, "DoRA": 1},
     }
     figure = plots.gpu_fit(needs)
-    assert "M: no single card has room for full; a 12 GB card for DoRA" in texts(figure)
+    assert "M: no card up to 180 GB has room for full; a 12 GB card for DoRA" in texts(figure)
     assert "25.0 GB\n40 GB card" in texts(figure)
-    assert "N, DoRA: 0.0 GB, a 12 GB card" in figure.get_label()
+    assert "N, DoRA: 0.0 GB, an 8 GB card" in figure.get_label()
 
 
 def test_memory_explorer_and_its_widget():
     assert "fits a 16 GB card" in texts(plots.memory_explorer())
-    assert "needs 11 cards of 141 GB" in texts(
+    assert "needs 8 cards of 180 GB" in texts(
         plots.memory_explorer("LLaMA3-70B", "full", precision="float32")
     )
     with pytest.raises(ValueError, match="precision must be one of float32, .* got 'fp8'"):
@@ -448,7 +448,7 @@ def test_memory_explorer_and_its_widget():
     by_name["weights"].value = "nf4-double"
     by_name["rank"].value = 8
     assert "DoRA of rank 8, nf4-double" in picture.value
-    assert "fits a 12 GB card" in picture.value
+    assert "fits an 8 GB card" in picture.value
     by_name["method"].value = "full"  # refused in words, without a traceback
     assert "no frozen nn.Linear weight" in picture.value
     by_name["weights"].value = "bfloat16 + masters"

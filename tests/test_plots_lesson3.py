@@ -102,7 +102,7 @@ def test_held_for_backward_states_what_detaching_saves() -> None:
     detached = {"merged form": 8 * mib, "compose form": mib // 2}
     figure = plots.held_for_backward(full, detached, 4096)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [8, 8, 5, 0.5, 4096 / mib]
-    assert "saves 0.00 MiB in the merged form, 4.50 MiB in the compose form" in title(figure)
+    assert "From the top, detaching the norm saves 0.00, 4.50 MiB" in title(figure)
 
 
 def test_singular_values_counts_both_ranks() -> None:
