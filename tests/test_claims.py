@@ -294,13 +294,22 @@ def test_what_is_printed_decides(claim: Claim, figures: Figures) -> None:
 
 def test_each_setting_has_its_own_number() -> None:
     numbers = [c for c in CLAIMS if isinstance(c.rule.get("number"), dict)]
-    assert [c.id for c in numbers if "printed" in c.figure] == ["paper-detached-memory"]
+    printed = {c.id for c in numbers if "printed" in c.figure}
+    assert printed == {"paper-detached-memory", "ours-detach-compose"}
     claim = BY_ID["paper-detached-memory"]
     for llama, bart, expected in (
         ("9.10", "2.90", HOLDS), ("8.99", "2.90", HOLDS), ("8.99", "0.08", PARTLY),
         ("2.90", "9.10", FAILS),
     ):  # fmt: skip
         output = f"LLaMA-7B: saves, V takes {llama} GB\nVL-BART: saves, V takes {bart} GB\n"
+        assert verdict(claim, Tampered({claim.shown: output})) == expected
+    claim = BY_ID["ours-detach-compose"]
+    for merged, compose, expected in ((2, 0, HOLDS), (2, 1, PARTLY), (0, 2, FAILS)):
+        output = (
+            f"merged form: held: 2 with the full gradient, {merged} detached\n"
+            "merged form, divided first: held: 3 with the full gradient, 9 detached\n"
+            f"compose form: held: 1 with the full gradient, {compose} detached\n"
+        )
         assert verdict(claim, Tampered({claim.shown: output})) == expected
 
 
