@@ -318,7 +318,8 @@ def _pack_tensor(tensor: Tensor) -> dict[str, Any]:
     plain = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
     content = b""
     if not tensor.is_meta:
-        flat = plain.cpu().contiguous().reshape(-1)
+        flat = torch.empty(plain.numel(), dtype=plain.dtype)
+        flat.copy_(plain.reshape(-1))  # contiguous() keeps the stride of a single number
         content = flat.view(torch.uint8).numpy().tobytes()
     return {
         "tensor": base64.b64encode(content).decode(),

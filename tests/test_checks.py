@@ -426,6 +426,7 @@ RIGHT = {
         """,
         "def chosen_scores(v, t): return torch.stack([b[a.argmax()] for a, b in zip(v, t)])",
         "def chosen_scores(v, t): return t[v == v.max(dim=1, keepdim=True).values]",
+        "def chosen_scores(v, t): return t[:, v.argmax(dim=1)].diagonal()",
     ],
     "adapted_copy": [
         """
@@ -433,6 +434,8 @@ RIGHT = {
             new = copy.deepcopy(model)
             old = list(new.parameters())
             for name in names:
+                if name not in dict(new.named_modules()):
+                    raise NotImplementedError(name)
                 new.set_submodule(name, make(new.get_submodule(name)))
             for parameter in old:
                 parameter.requires_grad = False
@@ -678,6 +681,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=name)
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # of scipy, equal differences
 def test_other_right_answers_pass(exercise: Exercise) -> None:
     for source in RIGHT[exercise.name]:
         exercise(answer(exercise, source))

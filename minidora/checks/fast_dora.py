@@ -299,9 +299,9 @@ def factored_norm(answer: Answer) -> None:
         args = randn(out, in_), randn(rank, in_), randn(out, rank), scaling
         expect(answer(*args), _norms(*args), [*_wrong_norms(*args), by_heart], shape="(out,)")
     answer.case("no gradient")
-    found = answer.probe(cost, list(args), [1, 2], randn(4))
+    found = answer.probe(cost, list(args), [0, 1, 2], randn(4))
     require(
-        found["gradients"] == [None, None],
+        found["gradients"] == [None] * 3,
         "a gradient runs through the norm: it is a constant in the backward pass (equation 11)",
     )
     answer.case("nothing left of W")
@@ -315,10 +315,10 @@ def factored_norm(answer: Answer) -> None:
         isinstance(norm, Tensor) and bool(norm.isfinite().all()),
         "NaN where W = -s B A: rounding pushed a square below 0, so stop it at 0",
     )
-    near = (norm < 1e-4).double().mean()  # a half where the root is taken in some other way
+    near = (norm == 0).double().mean()  # a half where the root is taken in some other way
     require(
         bool(near > 0.4),
-        f"{norm.max():.1g} where W = -s B A: a square that rounding pushed below 0 counts as 0",
+        f"{norm.min():.1g} where W = -s B A: a square that rounding pushed below 0 counts as 0",
     )
     answer.case("tiny rows")
     weight, lora_A, lora_B = randn(5, 8), randn(2, 8), randn(5, 2)
@@ -358,9 +358,22 @@ factored_norm.refuses(
     ("root forgotten", ".clamp(min=0).sqrt()", "", "take the root"),
     ("no clamp", ".clamp(min=0)", "", "NaN where W = -s B A"),
     ("absolute value", ".clamp(min=0)", ".abs()", "pushed below 0 counts as 0"),
-    ("a floor above 0", ".clamp(min=0)", ".clamp(min=1e-12)", "without epsilon"),
-    ("an epsilon", ".clamp(min=0)", ".clamp(min=0).add(1e-10)", "without epsilon"),
+    ("a floor above 0", ".clamp(min=0)", ".clamp(min=1e-12)", "pushed below 0 counts as 0"),
+    ("a tiny floor", ".clamp(min=0)", ".clamp(min=1e-30)", "pushed below 0 counts as 0"),
+    ("an epsilon", ".clamp(min=0)", ".clamp(min=0).add(1e-10)", "pushed below 0 counts as 0"),
+    (
+        "an epsilon unless it is 0",
+        "square.clamp(min=0).sqrt()",
+        "torch.where(square > 0, square + 1e-10, 0).sqrt()",
+        "without epsilon",
+    ),
     ("not detached", ".detach()", "", "a gradient runs through the norm"),
+    (
+        "the factors detached, W not",
+        "square.clamp(min=0).sqrt().detach()",
+        "(square.detach() + 0 * weight.sum()).clamp(min=0).sqrt()",
+        "a gradient runs through the norm",
+    ),
     (
         "B A built after all",
         "square.clamp(min=0).sqrt().detach()",
@@ -480,7 +493,8 @@ def compose_form(answer: Answer) -> None:
         x, weight, bias, a, b = (
             randn(*shape) for shape in ((tokens, in_), (out, in_), (out,), (rank, in_), (out, rank))
         )
-        norm = _norms(weight, a, b, scaling).float()
+        own = _norms(weight, a, b, scaling)
+        norm = (own * (1.5 + 0.3 * randn(out).tanh())).float()
         magnitude = norm * (1 + 0.3 * randn(out).tanh())
         g = magnitude.double() / norm.double()
         base, low = x.double() @ weight.double().T, x.double() @ a.double().T @ b.double().T
@@ -494,6 +508,7 @@ def compose_form(answer: Answer) -> None:
             (u + bias64, "g is missing: this is LoRA"),
             (u / g + bias64, "upside down: g = magnitude / norm"),
             (magnitude.double() * u + bias64, "not divided by the norm"),
+            (magnitude / own * u + bias64, "the norm is given: do not compute one of your own"),
         ]
         return [x, weight, bias, a, b, magnitude, norm, scaling], g * u + bias64, known
 
@@ -542,7 +557,7 @@ def compose_form(answer: Answer) -> None:
     _, weights = held(2, 64, 48, 2)
     require(
         weights < 0.5,
-        f"{weights:.0f} times the bytes of W are held: B A and W' need not be built, g is given",
+        f"{weights:.0f} times the bytes of W are held: make nothing of its size, no W' and no B A",
     )
     answer.case("many tokens")
     outputs, _ = held(512, 24, 32, 2)
@@ -554,6 +569,12 @@ def compose_form(answer: Answer) -> None:
 
 
 compose_form.refuses(
+    (
+        "a norm of its own",
+        "magnitude / norm",
+        "magnitude / (weight + scaling * (lora_B @ lora_A)).norm(dim=1).detach()",
+        "the norm is given: do not compute one of your own",
+    ),
     (
         "g times each part",
         "g * u + bias",
@@ -622,7 +643,10 @@ def compose_function(answer: Answer) -> None:
     names = ("base", "low", "g", "bias")
 
     def run(args: Sequence[Tensor], cotangent: Tensor) -> dict[str, Any]:
-        return dict(answer.probe(cost, list(args), [0, 1, 2, 3], cotangent))
+        found = dict(answer.probe(cost, list(args), [0, 1, 2, 3], cotangent, alone=True))
+        for index in found["changed"]:
+            require(False, f"it changes {[*names, 'dy'][index]} in place: others may need it still")
+        return found
 
     def check_gradients(found: dict[str, Any], u: Tensor, g: Tensor, dy: Tensor) -> None:
         du, d_bias = (g.double() * dy.double()), dy.double().sum(0)
@@ -664,45 +688,99 @@ def compose_function(answer: Answer) -> None:
     )
     check_gradients(found, u, g, dy)
 
-    answer.case("bf16")
-    half = torch.bfloat16
-    base, low, g, bias = _half_precision(512, 8, half)
-    dy = _grid(512, 8, steps=127, unit=1 / 16).to(half)
-    found = run((base, low, g, bias), dy)
-    exact = base.double() + low.double()
-    require(
-        isinstance(found["value"], Tensor) and found["value"].dtype == half,
-        "y has the dtype of base: round it at the end",
-    )
-    expect(found["value"], (g.double() * exact + bias.double()).to(half), name="y, rounded once")
-    outputs = found["held"] / base.untyped_storage().nbytes()
-    require(
-        outputs < 1.5,
-        f"{outputs:.0f} times the bytes of a bf16 output are held: save u in the dtype of base",
-    )
-    require(
-        outputs > 0.5,
-        "nothing new is held: save u, or base and low are kept alive in its place",
-    )
-    u = exact.to(half)
-    known = [((dy * u).sum(0), "multiplied or summed in bf16: sum over tokens in float32")]
-    expect_gradient(found["gradients"][2], (dy.double() * u.double()).sum(0), "g", known)
-    d_base = found["gradients"][0]
-    known = [(g.to(half) * dy, "g is rounded to bf16: multiply in float32, then round")]
-    expect_gradient(d_base, (g.double() * dy.double()).to(half), "base", known)
-    d_bias, want = found["gradients"][3].double(), dy.double().sum(0)
-    require(
-        bool(((d_bias - want).abs() <= want.abs() / 2**8).all()),  # bf16 has 8 digits
-        "gradient of bias: rounded to bf16 after each token, not once",
-    )
+    for half in (torch.bfloat16, torch.float16):
+        answer.case("bf16" if half == torch.bfloat16 else "fp16")
+        base, low, g, bias = _half_precision(512, 8, half)
+        dy = _grid(512, 8, steps=127, unit=1 / 16).to(half)
+        found = run((base, low, g, bias), dy)
+        exact = base.double() + low.double()
+        require(
+            isinstance(found["value"], Tensor) and found["value"].dtype == half,
+            "y has the dtype of base: round it at the end",
+        )
+        want_y = (g.double() * exact + bias.double()).to(half)
+        expect(found["value"], want_y, name="y, rounded once")
+        outputs = found["held"] / base.untyped_storage().nbytes()
+        require(
+            outputs < 1.5,
+            f"{outputs:.0f} times the bytes of an output are held: "
+            "save u and g alone, u in the dtype of base",
+        )
+        require(outputs > 0.5, "no output is held: save u, in the dtype of base")
+        u = exact.to(half)
+        known = [
+            ((dy * u).sum(0), "multiplied or summed in half precision: sum over tokens in float32"),
+            ((dy * u).double().sum(0), "multiplied in half precision: turn dy to float32 first"),
+        ]
+        expect_gradient(found["gradients"][2], (dy.double() * u.double()).sum(0), "g", known)
+        known = [(g.to(half) * dy, "g is rounded: multiply in float32, then round")]
+        for name, gradient in zip(names[:2], found["gradients"][:2], strict=True):
+            expect_gradient(gradient, (g.double() * dy.double()).to(half), name, known)
+        d_bias, want = found["gradients"][3].double(), dy.double().sum(0)
+        require(
+            bool(
+                ((d_bias - want).abs() <= want.abs() / 2**8).all()
+            ),  # bf16 has 8 digits, fp16 more
+            "gradient of bias: rounded after each token, not once",
+        )
 
 
 compose_function.refuses(
     (
+        "base and low saved as well",
+        (
+            "save_for_backward(u.to(base.dtype), g)\n"
+            "        return (g * u + bias).to(base.dtype)\n"
+            "        ### END SOLUTION\n\n"
+            "    @staticmethod\n"
+            "    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:\n"
+            "        ### BEGIN SOLUTION\n"
+            "        u, g = ctx.saved_tensors\n"
+        ),
+        (
+            "save_for_backward(u.to(base.dtype), g, base, low)\n"
+            "        return (g * u + bias).to(base.dtype)\n\n"
+            "    @staticmethod\n"
+            "    def backward(ctx, dy):\n"
+            "        u, g, _, _ = ctx.saved_tensors\n"
+        ),
+        "3 times the bytes of an output are held: save u and g alone",
+    ),
+    (
+        "base kept as an attribute",
+        "        ctx.save_for_backward(",
+        "        ctx.base = base\n        ctx.save_for_backward(",
+        "2 times the bytes of an output are held: save u and g alone",
+    ),
+    (
+        "g rounded for low alone",
+        "return du, du, dg",
+        "return du, g.to(dy.dtype) * dy, dg",
+        "gradient of low: g is rounded",
+    ),
+    (
+        "bf16 by name",
+        "save_for_backward(u.to(base.dtype), g)",
+        "save_for_backward(u if base.dtype == torch.float32 else u.bfloat16(), g)",
+        "fp16",
+    ),
+    (
+        "low changed in place",
+        "        ctx.save_for_backward(",
+        "        low.zero_()\n        ctx.save_for_backward(",
+        "it changes low in place",
+    ),
+    (
+        "dy changed in place",
+        "du = (g * dy).to(u.dtype)\n        dg = (dy.to(g.dtype) * u).sum(0)\n",
+        "dg = (dy.to(g.dtype) * u).sum(0)\n        du = dy.mul_(g)\n",
+        "it changes dy in place",
+    ),
+    (
         "u held in float32",
         "save_for_backward(u.to(base.dtype), g)",
         "save_for_backward(u, g)",
-        "save u in the dtype of base",
+        "save u and g alone, u in the dtype",
     ),
     (
         "base held instead of u",
@@ -729,16 +807,21 @@ compose_function.refuses(
             "        base, low, g = ctx.saved_tensors\n"
             "        u = base + low\n"
         ),
-        "nothing new is held: save u",
+        "2 times the bytes of an output are held: save u and g alone",
     ),
-    ("g rounded backward", "(g * dy).to(u.dtype)", "g.to(u.dtype) * dy", "g is rounded to bf16"),
+    (
+        "g rounded backward",
+        "(g * dy).to(u.dtype)",
+        "g.to(u.dtype) * dy",
+        "gradient of base: g is rounded",
+    ),
     ("summed over the outputs", "* u).sum(0)", "* u).sum(1)", "invalid gradient at index 2"),
     ("mean over the tokens", "* u).sum(0)", "* u).mean(0)", "gradient of g: a mean"),
-    ("summed in bf16", "(dy.to(g.dtype) * u)", "(dy * u)", "summed in bf16"),
+    ("summed in bf16", "(dy.to(g.dtype) * u)", "(dy * u)", "summed in half precision"),
     ("g forgotten", "(g * dy).to(u.dtype)", "dy", "gradient of base: g is missing"),
     ("low without a gradient", "return du, du, dg", "return du, None, dg", "reaches low"),
     ("in another order", "dg, dy.sum(0)", "dy.sum(0), dg", "keep the order of the arguments"),
-    ("bias summed token by token", "dg, dy.sum(0)", "dg, sum(dy)", "rounded to bf16 after each"),
+    ("bias summed token by token", "dg, dy.sum(0)", "dg, sum(dy)", "rounded after each"),
     ("bias scaled backward", "dg, dy.sum(0)", "dg, (g * dy).sum(0)", "gradient of bias: scaled"),
     ("bias scaled forward", "g * u + bias", "g * (u + bias)", "the bias is scaled by g"),
     (

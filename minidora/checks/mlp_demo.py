@@ -18,6 +18,7 @@ from minidora.checks.core import (
     Answer,
     Lesson,
     Refused,
+    Unstarted,
     expect,
     expect_module,
     expect_number,
@@ -55,6 +56,8 @@ def expect_error(answer: Answer, *args: Any, message: str) -> None:
     """Refuse with this message unless the learner's function raises an error, of whatever kind."""
     try:
         answer.probe(probe.build, *args)
+    except Unstarted:  # a NotImplementedError of the learner's: the stub was refused before
+        pass
     except Refused as refused:
         if not refused.message.startswith("your code raised"):
             raise
@@ -69,6 +72,16 @@ def _labels(logits: Tensor) -> list[int]:
 
 
 _MODE = {True: "training", False: "evaluation"}
+
+
+def _as_it_was(now: Tensor | None, before: Tensor) -> bool:
+    return now is not None and now.dtype == before.dtype and torch.equal(now, before)
+
+
+def _normalised(x: Tensor, eps: float) -> Tensor:
+    """What batch normalisation makes of x in training mode, before weight and bias; float64."""
+    x = x.double()
+    return (x - x.mean(0)) / (x.var(0, correction=0) + eps).sqrt()
 
 
 def _percent(predicted: list[int], labels: list[int]) -> float:
@@ -86,8 +99,11 @@ def _percent(predicted: list[int], labels: list[int]) -> float:
 def accuracy(answer: Answer) -> None:
     def check(x: Tensor, weight: Tensor, bias: Tensor, y: list[int], training: bool) -> None:
         # While training, this dropout lets nothing through: each image gets the bias's class.
-        model = nn.Sequential(nn.Dropout(1.0), nn.Linear(weight.shape[1], len(weight)))
-        model.load_state_dict({"1.weight": weight, "1.bias": bias})
+        # In evaluation mode it and the normalisation change nothing.
+        norm, last = nn.BatchNorm1d(weight.shape[1]), nn.Linear(weight.shape[1], len(weight))
+        norm.load_state_dict({"running_var": torch.full((weight.shape[1],), 1 - norm.eps)}, False)
+        last.load_state_dict({"weight": weight, "bias": bias})
+        model = nn.Sequential(nn.Dropout(1.0), norm, last)
         given = (model.train(training), x, torch.tensor(y))
         found = answer.probe(probe.build, *given)
         logits = x.double() @ weight.double().T + bias.double()
@@ -98,6 +114,9 @@ def accuracy(answer: Answer) -> None:
             (100 - right, "these are the errors: accuracy counts the hits"),
         ]
         if training:
+            z = _normalised(x, norm.eps)
+            partly = _percent(_labels(z @ weight.double().T + bias.double()), y)
+            known.append((partly, "a layer is still in training mode: model.eval() sets them all"))
             dropped = _percent([int(bias.argmax())] * len(y), y)
             known.append((dropped, "measured in training mode: eval() first"))
         if len(y) == len(weight):
@@ -106,6 +125,14 @@ def accuracy(answer: Answer) -> None:
         expect_number(found["made"], right, known, tolerance=1e-5)
         after, *rest = found["given"]
         require(all(map(torch.equal, rest, given[1:])), "it changes the caller's images or labels")
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        now_state = {**after.parameters, **after.tensors}
+        moved = [
+            name for name, value in state.items() if not _as_it_was(now_state.get(name), value)
+        ]
+        refuse_any(moved, "{} is not as it was: leave the model as you found it")
+        frozen = [n for n, v in after.parameters.items() if not v.requires_grad]
+        refuse_any(frozen, "{} is frozen now: no_grad() is enough to measure")
         before, now = (_MODE[mode] for mode in (training, after.training[""]))
         require(before == now, f"a model in {before} mode is left in {now} mode: put it back")
         left = [name for name, mode in after.training.items() if mode != training]
@@ -130,13 +157,54 @@ def accuracy(answer: Answer) -> None:
     answer.case("training mode")
     check(x, torch.eye(5), bias, [0, 1, 2, 2, 3], training=True)
     answer.case("random images")
-    x, weight, bias = randn(random_size(30, 60), 4), randn(3, 4), randn(3)
+    x, weight, bias = randn(random_size(1100, 1500), 4), randn(3, 4), randn(3)
     y = _labels(x.double() @ weight.double().T + bias.double())
-    wrong = random_size(3, 9)
+    wrong = random_size(100, 300)
     check(x, weight, bias, [(label + 1) % 3 for label in y[:wrong]] + y[wrong:], training=True)
 
 
 accuracy.refuses(
+    (
+        "a mean of batch means",
+        "    with torch.no_grad():\n        predicted = model(x).argmax(dim=1)\n",
+        (
+            "    with torch.no_grad():\n"
+            "        predicted = torch.cat([model(part).argmax(dim=1) for part in x.split(256)])\n"
+            "    hits = (predicted == y).float().split(256)\n"
+            "    predicted, y = torch.stack([part.mean() for part in hits]).mean(), 1\n"
+            "    model.train(was_training)\n"
+            "    return 100 * predicted.item()\n"
+        ),
+        "random images: expected",
+    ),
+    (
+        "the first images only",
+        "model(x).argmax(dim=1)",
+        "model(x[:256]).argmax(dim=1)\n    y = y[:256]",
+        "random images: expected",
+    ),
+    (
+        "dropout alone in evaluation mode",
+        "    model.eval()\n",
+        (
+            "    for module in model.modules():\n"
+            "        if isinstance(module, nn.Dropout):\n"
+            "            module.eval()\n"
+        ),
+        "a layer is still in training mode",
+    ),
+    (
+        "the model frozen",
+        "    model.eval()\n",
+        "    model.eval().requires_grad_(False)\n",
+        "is frozen now: no_grad() is enough",
+    ),
+    (
+        "the model in float64",
+        "model(x)",
+        "model.double()(x.double())",
+        "is not as it was: leave the model as you found it",
+    ),
     ("training mode", "    model.eval()\n", "", "measured in training mode"),
     (
         "mode not put back",
@@ -216,7 +284,8 @@ def split_rows(answer: Answer) -> None:
     answer.case("random")
     count = random_size(200, 300)
     sizes = [count // 3, count // 4]
-    draws = [parts(count, sizes, seed) for seed in range(3)]
+    seeds = [0, 1, 2, random_size(1000, 10**6)]
+    draws = [parts(count, sizes, seed) for seed in seeds]
     flat = [[row for part in draw for row in part] for draw in draws]
     for rows in flat:
         require(len(set(rows)) == sum(sizes), "a row is in two parts: draw once, then cut")
@@ -231,23 +300,44 @@ def split_rows(answer: Answer) -> None:
     )
     for index, size in enumerate(sizes):
         drawn = [draw[index] for draw in draws]
-        middle = sum(map(sum, drawn)) / (3 * size)
+        middle = sum(map(sum, drawn)) / (len(seeds) * size)
         require(
             abs(middle / count - 0.5) < 0.15,
             f"part {index + 1} comes from one end of the file: "
             "cut the shuffled order, do not sort it before",
         )
-        shared = len(set(drawn[0]) & set(drawn[1]))
-        require(
-            shared < 0.7 * size,
-            f"seeds 0 and 1 share {shared} of {size} rows in part {index + 1}: "
-            "each seed draws all parts anew",
-        )
+        for a, b in combinations(range(len(seeds)), 2):
+            shared = len(set(drawn[a]) & set(drawn[b]))
+            require(
+                shared < 0.7 * size,
+                f"seeds {seeds[a]} and {seeds[b]} share {shared} of {size} rows in part "
+                f"{index + 1}: each seed draws all parts anew",
+            )
     answer.case("repeatable")
-    require(parts(count, sizes, 2) == draws[2], "one seed gives other rows each time: use seed")
+    for seed, first in zip(seeds, draws, strict=True):
+        again = parts(count, sizes, seed) == first
+        require(again, f"seed {seed} gives other rows each time: use seed")
 
 
 split_rows.refuses(
+    (
+        "two splits in turn",
+        "manual_seed(seed)",
+        "manual_seed(seed % 2)",
+        "each seed draws all parts anew",
+    ),
+    (
+        "few splits",
+        "manual_seed(seed)",
+        "manual_seed(min(seed, 2))",
+        "each seed draws all parts anew",
+    ),
+    (
+        "seed 0 left to chance",
+        "torch.Generator().manual_seed(seed)",
+        "torch.Generator().manual_seed(seed or torch.seed())",
+        "seed 0 gives other rows each time",
+    ),
     (
         "drawn anew for each part",
         "return list(order[: sum(sizes)].split(sizes))",
@@ -308,7 +398,7 @@ split_rows.refuses(
         "seed not used",
         ", generator=torch.Generator().manual_seed(seed)",
         "",
-        "one seed gives other rows each time",
+        "gives other rows each time: use seed",
     ),
     (
         "only the first rows shuffled",
@@ -372,6 +462,7 @@ def chosen_scores(answer: Answer) -> None:
         lowest = _best_columns(-validation)
         known = [
             (example, EXAMPLE),
+            (right.squeeze(), "with one seed squeeze() drops its axis too: the shape is (seeds,)"),
             (
                 _picked(test, _best_columns(test)),
                 "chosen on the test images: the best of several noisy scores is too good",
@@ -405,6 +496,8 @@ def chosen_scores(answer: Answer) -> None:
     answer.case("random accuracies")
     for seeds, rates in ((8, 5), (3, 7), (4, 4)):
         check(*_disagreeing(seeds, rates))
+    answer.case("one seed")
+    check(*_disagreeing(1, 5))
 
 
 chosen_scores.refuses(
@@ -453,6 +546,7 @@ chosen_scores.refuses(
         "one per rate: choose one per seed",
     ),
     ("the mean", "[:, 0]", "[:, 0].mean()", "this is one mean"),
+    ("squeezed", "[:, 0]", ".squeeze()", "with one seed squeeze() drops its axis too"),
     (
         "every pair",
         "test.gather(1, best)[:, 0]",
@@ -482,6 +576,9 @@ def _nested_model() -> nn.Module:
     model.embed = nn.Embedding(9, 6)
     model.blocks = nn.Sequential(block(), block())
     model.head = nn.Linear(6, 9)
+    model.start = nn.Parameter(randn(6))
+    model.blocks[0].norm.requires_grad_(False)
+    model.embed.eval()
     return model
 
 
@@ -507,7 +604,13 @@ def adapted_copy(answer: Answer) -> None:
     made = expect_module(found["made"], "Module")
     caller = found["given"][0]
     require(caller.modules == before, "the caller's model has adapters now: adapt a deep copy")
-    frozen = [name for name, value in caller.parameters.items() if not value.requires_grad]
+    now = {name: value.requires_grad for name, value in caller.parameters.items()}
+    frozen = [name for name, value in values.items() if value.requires_grad and not now[name]]
+    thawed = [name for name, value in values.items() if now[name] and not value.requires_grad]
+    refuse_any(thawed, "the caller's {} was frozen and trains now: freeze the copy alone")
+    modes = {name: module.training for name, module in model.named_modules()}
+    require(caller.training == modes, "the caller's model is in another mode now")
+    require(found["given"][1] == NAMES, "it changes the caller's names: make a new list instead")
     own = bool(frozen) and all(name.rpartition(".")[0] in NAMES for name in frozen)
     require(not own, "the adapters wrap the caller's own layers: take those of the copy")
     require(not frozen, "the caller's model is frozen now: freeze the copy")
@@ -545,6 +648,9 @@ def adapted_copy(answer: Answer) -> None:
     left = [name for name in left if name not in adapters]
     kinds = {before[name.rpartition(".")[0]] for name in left}
     reason = "freeze the rest" if "Linear" in kinds else "there are more than nn.Linear layers"
+    if left == ["start"]:
+        reason = "a model may have parameters of its own, outside of its layers"
+    left.sort(key="start".__eq__)  # last
     refuse_any(left, f"{{}} still trains: {reason}")
     other = partial(DoRALinear, rank=2, alpha=4.0)
     made = expect_module(answer.probe(probe.build, model, NAMES, other)["made"], "Module")
@@ -554,7 +660,7 @@ def adapted_copy(answer: Answer) -> None:
 
     answer.case("an unknown name")
     message = "a name that is not there passes in silence: raise an error"
-    for unknown in (["blocks.0.qurey"], ["head", "blocks.0.qurey"]):  # also beside a good one
+    for unknown in (["blocks.0.qurey"], ["haed"], ["blocks.7.query"], ["head", "haed"]):
         expect_error(answer, model, unknown, make, message=message)
 
 
@@ -673,6 +779,54 @@ adapted_copy.refuses(
     ),
     ("nothing frozen", ".requires_grad_(False)", "", "still trains: freeze the rest"),
     (
+        "the layers frozen",
+        "copy.deepcopy(model).requires_grad_(False)\n",
+        (
+            "copy.deepcopy(model)\n"
+            "    for child in adapted.children():\n"
+            "        child.requires_grad_(False)\n"
+        ),
+        "start still trains: a model may have parameters of its own",
+    ),
+    (
+        "the caller frozen for a while",
+        "copy.deepcopy(model).requires_grad_(False)\n",
+        ("copy.deepcopy(model.requires_grad_(False))\n    model.requires_grad_(True)\n"),
+        "the caller's blocks.0.norm.weight was frozen and trains now",
+    ),
+    (
+        "the caller in evaluation mode",
+        "copy.deepcopy(model)",
+        "copy.deepcopy(model.eval())",
+        "the caller's model is in another mode now",
+    ),
+    (
+        "the caller's names used up",
+        "for name in names:",
+        "while names:\n        name = names.pop()",
+        "it changes the caller's names",
+    ),
+    (
+        "unknown names at the top passed over",
+        "    for name in names:\n",
+        (
+            "    for name in names:\n"
+            '        if "." not in name and not hasattr(adapted, name):\n'
+            "            continue\n"
+        ),
+        "a name that is not there passes in silence",
+    ),
+    (
+        "unknown blocks passed over",
+        "    for name in names:\n",
+        (
+            "    for name in names:\n"
+            '        if name.rpartition(".")[0] not in dict(adapted.named_modules()):\n'
+            "            continue\n"
+        ),
+        "a name that is not there passes in silence",
+    ),
+    (
         "nn.Linear layers frozen, as in the source notebook",
         "copy.deepcopy(model).requires_grad_(False)\n",
         (
@@ -697,10 +851,13 @@ T = {
     7: 2.36462,
     8: 2.30600,
     14: 2.14479,
+    39: 2.02269,
+    40: 2.02108,
+    78: 1.99085,
 }
 """Student's t, 97.5 % quantile by degrees of freedom, as printed in tables of statistics."""
 
-T_ONE_SIDED = {2: 2.91999, 3: 2.35336, 4: 2.13185, 7: 1.89458}
+T_ONE_SIDED = {2: 2.91999, 3: 2.35336, 4: 2.13185, 7: 1.89458, 39: 1.68488}
 """The 95 % quantile."""
 
 
@@ -784,7 +941,7 @@ def paired_interval(answer: Answer) -> None:
     answer.case("by hand")
     check(example, [89.0, 91.0, 90.0, 90.0])
     answer.case("random accuracies")
-    for seeds in (3, 5, 8):
+    for seeds in (3, 5, 8, 40):
         hard = [80 + secrets.randbelow(1000) / 100 for _ in range(seeds)]
         pair = [[base + secrets.randbelow(300) / 100 for base in hard] for _ in range(2)]
         pair[0][0] += 6  # so that one difference is positive
@@ -795,6 +952,9 @@ def paired_interval(answer: Answer) -> None:
     check([81.0, 84.0, 78.5, 84.5, 82.5], [84.0, 86.5, 81.0, 88.0, 85.0])
     answer.case("below 0 on average")
     check([81.0, 84.0, 78.5, 84.5, 84.0], [84.0, 83.0, 79.0, 88.0, 82.0])
+    check([81.0, 82.0, 84.0, 86.0], [80.0] * 4)  # 0 is inside, but not of the one-sided interval
+    answer.case("one difference in all seeds")
+    check([85.0, 86.5, 82.0], [84.0, 85.5, 81.0])
     answer.case("equal scores")
     check([84.0, 86.5, 81.0], [84.0, 86.5, 81.0])
     answer.case("lists of different lengths")
@@ -856,6 +1016,27 @@ paired_interval.refuses(
     ("one error", "stats.t.ppf(0.975, n - 1)", "1", "is no 95 % interval"),
     ("degrees of freedom", "n - 1", "n", "it has n - 1"),
     ("one-sided", "0.975", "0.95", "2.5 % lie outside on each side"),
+    (
+        "a one-sided verdict",
+        "    if low > 0:",
+        (
+            "    inner = stats.t.ppf(0.95, n - 1) * stdev(differences) / math.sqrt(n)\n"
+            "    if mean - inner > 0:"
+        ),
+        "'higher', but the interval holds 0",
+    ),
+    (
+        "1.96 for many seeds",
+        "stats.t.ppf(0.975, n - 1)",
+        "(1.959964 if n >= 30 else stats.t.ppf(0.975, n - 1))",
+        "1.96 is for very many seeds",
+    ),
+    (
+        "nothing said where nothing varies",
+        "    if low > 0:",
+        '    if low == high:\n        return low, high, "no difference detected"\n    if low > 0:',
+        "but the interval lies on one side of 0: 'higher'",
+    ),
     ("around 0", "mean = fmean(differences)", "mean = 0.0", "it lies around the mean"),
     (
         "low and high exchanged",
@@ -993,13 +1174,16 @@ def train(answer: Answer) -> None:
         require(
             len(losses) == epochs, f"expected {epochs} losses, one an epoch: {len(losses)} came"
         )
+        for name, value in model.named_parameters():
+            dtype = found["given"][0].parameters[name].dtype
+            require(dtype == value.dtype, f"{name} is {dtype} afterwards: it was {value.dtype}")
         for name, before, after in (("x", x, found["given"][1]), ("y", y, found["given"][2])):
             same = torch.equal(before, after.cpu())
             require(same, f"it changes the caller's {name}: make a new tensor instead")
         return losses, found["given"][0]
 
     answer.case("one step")
-    layer, x, y = nn.Linear(4, 3), randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+    layer, x, y = nn.Linear(4, 3), 20 * randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
 
     def moved(
         after: probe.Module, name: str, descend: Callable[..., _Run], shuffled: Iterable[_Run] = ()
@@ -1062,16 +1246,36 @@ def train(answer: Answer) -> None:
     moved(after, "2.", partial(_descend, features, y, layer, 2, 3, 0.5))
 
     answer.case("modes")
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
-    _, after = run(model, x[:6], y[:6], 2, 3, 0.1)
+    norm, layer, x, y = nn.BatchNorm1d(4), nn.Linear(4, 3), x[:6], y[:6]
+    layer.weight.requires_grad_(False)
+    model = nn.Sequential(norm, layer).eval()
+    _, after = run(model, x, y, 2, 3, 0.1)
     tracked = int(after.tensors["0.num_batches_tracked"])
     require(tracked != 0, "it trains in evaluation mode: model.train() comes before the loop")
     require(tracked == 4, f"the model saw {tracked} batches in training mode, expected 4")
+    for name, value in model.named_parameters():
+        moves = not torch.equal(after.parameters[name].cpu(), value.cpu())
+        require(moves or not value.requires_grad, f"{name} is not frozen, but does not move")
+        require(not moves or value.requires_grad, f"{name} was frozen and has moved")
     require(not after.training[""], "the model is left in training mode: end with model.eval()")
     left = [name for name, mode in after.training.items() if mode]
     refuse_any(
         left, "layer {} is left in training mode, the model is not: model.eval() sets every layer"
     )
+    losses, _ = run(model, x, y, 1, 6, 0.1)
+
+    def loss_of(z: Tensor) -> float:
+        log_p = (z @ layer.weight.double().T + layer.bias.double()).log_softmax(1)
+        return -float(log_p[torch.arange(len(y)), y].detach().mean())
+
+    wide = x.double()  # evaluation mode takes running means, of no batch so far or of this one
+    once = (wide - 0.1 * wide.mean(0)) / (0.9 + 0.1 * wide.var(0) + norm.eps).sqrt()
+    message = "measured in evaluation mode: take the loss that is trained on"
+    known = [(loss_of(z), message) for z in (wide, once)]
+    expect_number(losses[0], loss_of(_normalised(x, norm.eps)), known, "loss", tolerance=1e-4)
+    answer.case("no epoch")
+    _, after = run(layer, x, y, 0, 3, 0.5)
+    require(not after.training[""], "with epochs = 0 the model is left in training mode")
 
 
 _MOVES = [
@@ -1085,6 +1289,54 @@ _MOVES = [
 ]
 
 train.refuses(
+    (
+        "the last layer alone",
+        "[p for p in model.parameters() if p.requires_grad]",
+        "list(model.parameters())[-2:]",
+        "is not frozen, but does not move",
+    ),
+    (
+        "layers with a frozen part left out",
+        "[p for p in model.parameters() if p.requires_grad]",
+        (
+            "[p for module in model.modules() for p in module.parameters(recurse=False)\n"
+            "                  if all(q.requires_grad for q in module.parameters(recurse=False))]"
+        ),
+        "1.bias is not frozen, but does not move",
+    ),
+    (
+        "gradients clipped",
+        "            optimizer.step()\n",
+        (
+            "            torch.nn.utils.clip_grad_norm_(parameters, 5.0)\n"
+            "            optimizer.step()\n"
+        ),
+        "one step: ",
+    ),
+    (
+        "the loss in evaluation mode",
+        (
+            "            optimizer.zero_grad()\n"
+            "            loss.backward()\n"
+            "            optimizer.step()\n"
+            "            total += loss.item() * len(images)\n"
+        ),
+        (
+            "            optimizer.zero_grad()\n"
+            "            loss.backward()\n"
+            "            model.eval()\n"
+            "            total += F.cross_entropy(model(images), labels).item() * len(images)\n"
+            "            model.train()\n"
+            "            optimizer.step()\n"
+        ),
+        "measured in evaluation mode",
+    ),
+    (
+        "the model in float64",
+        "    model.train()\n",
+        "    model.double().train()\n    x = x.double()\n",
+        "is torch.float64 afterwards",
+    ),
     (
         "gradients that add up",
         "            optimizer.zero_grad()\n",
