@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidora.adapt import merge
-from minidora.dora import DoRALinear, cached_scale, dora_weight
+from minidora.dora import DoRALinear, cached_scale
 from minidora.lora import LoRALinear
 from minidora.memory import LiveBytes
 from minidora.training import progress_bar
@@ -44,7 +44,7 @@ NAMES = {
     "PEFT LoRA": "LoRA, PEFT",
     "PEFT DoRA": "DoRA, PEFT",
     "torchtune DoRA": "DoRA, torchtune",
-    "merged form": "DoRA, the source notebook's form",
+    "source form": "DoRA, the source notebook's form",
 }
 
 
@@ -102,17 +102,17 @@ class Result:
     peak: int | None = None
 
 
-class MergedForm(nn.Module):
+class SourceForm(nn.Module):
     """The source notebook's layer, its product transposed right and its norm over the inputs: W'
-    is built in every pass, and the gradient goes through the norm."""
+    is built in every pass, V divided by its norm first, and the gradient goes through the norm."""
 
     def __init__(self, dora: DoRALinear) -> None:
         super().__init__()
         self.dora = dora
 
     def forward(self, x: Tensor) -> Tensor:
-        delta = self.dora.delta_weight()
-        weight = dora_weight(self.dora.base.weight, delta, self.dora.magnitude, detach_norm=False)
+        v = self.dora.base.weight + self.dora.delta_weight()
+        weight = self.dora.magnitude[:, None] * (v / v.norm(dim=1, keepdim=True))
         return F.linear(x, weight.to(x.dtype), self.dora.base.bias)
 
 
@@ -135,7 +135,7 @@ def contenders(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str
         "LoRA": lora,
         "DoRA": dora,
         "DoRA recompute": recompute,
-        "merged form": MergedForm(copy.deepcopy(dora)),
+        "source form": SourceForm(copy.deepcopy(dora)),
     }
     if importlib.util.find_spec("peft"):
         layers["PEFT LoRA"] = _peft(dora, rank, alpha, use_dora=False)

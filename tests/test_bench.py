@@ -29,7 +29,7 @@ def rows(report: dict[str, object], work: str) -> dict[str, bench.Result]:
 
 def test_every_contender_is_timed_and_counted(report: dict[str, object]) -> None:
     step, token = rows(report, "training step"), rows(report, "one token")
-    everywhere = {"linear", "LoRA", "DoRA", "merged form", "PEFT LoRA", "PEFT DoRA"}
+    everywhere = {"linear", "LoRA", "DoRA", "source form", "PEFT LoRA", "PEFT DoRA"}
     assert everywhere | {"DoRA recompute"} <= set(step)
     assert everywhere | {"DoRA merged", "DoRA cached"} <= set(token)
     assert {*step, *token} <= set(bench.NAMES)

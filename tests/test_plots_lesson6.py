@@ -42,7 +42,7 @@ def test_step_flops_are_what_is_counted(tokens: int, in_: int, out: int, rank: i
         "frozen nn.Linear": copy.deepcopy(base).requires_grad_(False),
         "LoRA": LoRALinear(base, rank, 2.0 * rank),
         "DoRA, ours": dora,
-        "DoRA, merged form": bench.MergedForm(copy.deepcopy(dora)),
+        "DoRA, merged form": bench.SourceForm(copy.deepcopy(dora)),
     }
     pytest.importorskip("peft")
     forms["DoRA, PEFT"] = bench._peft(dora, rank, 2.0 * rank, use_dora=True)
