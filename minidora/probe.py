@@ -137,6 +137,16 @@ def layer(
     return {"module": module, "start": start, "value": value, "x": x.grad, "gradients": grads}
 
 
+class Shifted(nn.Module):
+    """An adapter for any layer, whose parameters have no name that a learner could know."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inner = layer.requires_grad_(False)
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.gain = nn.Linear(1, 1)
+
+
 # ---- Running a probe ----
 
 

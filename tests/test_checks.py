@@ -456,6 +456,8 @@ RIGHT = {
     "paired_interval": [
         """
         def paired_interval(first, second):
+            if len(first) != len(second):
+                raise ValueError("no pairs")
             low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
             if low <= 0 <= high:
                 return low, high, "no difference detected"

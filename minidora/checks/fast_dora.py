@@ -295,7 +295,7 @@ def factored_norm(answer: Answer) -> None:
     expect(answer(*args), example, _wrong_norms(*args), shape="(out,)")
     answer.case("random factors")
     by_heart = (example, "this is the answer to the example: compute it")
-    for out, in_, rank, scaling in ((5, 3, 2, 1.5), (3, 7, 4, 0.5), (4, 4, 2, 2.0)):
+    for out, in_, rank, scaling in ((5, 3, 2, 1.5), (3, 7, 4, 0.5), (4, 4, 2, -2.0)):
         args = randn(out, in_), randn(rank, in_), randn(out, rank), scaling
         expect(answer(*args), _norms(*args), [*_wrong_norms(*args), by_heart], shape="(out,)")
     answer.case("no gradient")
@@ -421,6 +421,10 @@ def round_once(answer: Answer) -> None:
             ((g * (base + low).float() + bias).to(dtype), "the sum base + low is rounded first"),
             ((g.to(dtype).float() * wide + bias).to(dtype), "g is rounded: keep it in float32"),
             ((g * wide).to(dtype) + bias.to(dtype), "rounded before the bias is added, and after"),
+            (
+                ((g * wide).to(dtype) + bias).to(dtype),
+                "rounded before the bias is added, and after",
+            ),
             ((g * wide + bias.to(dtype).float()).to(dtype), "the bias is rounded: keep it"),
             (g.to(dtype) * (base + low) + bias.to(dtype), "everything is rounded, at each step"),
             ((g * (wide + bias)).to(dtype), "the bias is scaled by g: add it last, as it is"),
@@ -496,6 +500,7 @@ def compose_form(answer: Answer) -> None:
         own = _norms(weight, a, b, scaling)
         norm = (own * (1.5 + 0.3 * randn(out).tanh())).float()
         magnitude = norm * (1 + 0.3 * randn(out).tanh())
+        magnitude[0] *= -1  # nothing keeps training from it
         g = magnitude.double() / norm.double()
         base, low = x.double() @ weight.double().T, x.double() @ a.double().T @ b.double().T
         u, bias64 = base + scaling * low, bias.double()
@@ -507,6 +512,10 @@ def compose_form(answer: Answer) -> None:
             (g * base + scaling * low + bias64, "only x W^T is scaled: g scales the update too"),
             (u + bias64, "g is missing: this is LoRA"),
             (u / g + bias64, "upside down: g = magnitude / norm"),
+            (
+                g.abs() * u + bias64,
+                "the magnitude has lost its sign: a trained one may be negative",
+            ),
             (magnitude.double() * u + bias64, "not divided by the norm"),
             (magnitude / own * u + bias64, "the norm is given: do not compute one of your own"),
         ]
@@ -560,7 +569,7 @@ def compose_form(answer: Answer) -> None:
         f"{weights:.0f} times the bytes of W are held: make nothing of its size, no W' and no B A",
     )
     answer.case("many tokens")
-    outputs, _ = held(512, 24, 32, 2)
+    outputs, _ = held(512, 6, 32, 2)
     require(
         outputs < 1.5,
         f"{outputs:.0f} tensors of the size of an output are held: one product with g is enough",
@@ -601,6 +610,7 @@ compose_form.refuses(
     ),
     ("bias scaled", "g * u + bias", "g * (u + bias)", "the bias is scaled by g"),
     ("upside down", "magnitude / norm", "norm / magnitude", "upside down"),
+    ("sign lost", "magnitude / norm", "magnitude.abs() / norm", "has lost its sign"),
     ("scaling forgotten", "scaling * (x", "(x", "the scaling is missing"),
     (
         "only the update scaled",

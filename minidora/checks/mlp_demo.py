@@ -658,6 +658,20 @@ def adapted_copy(answer: Answer) -> None:
         trains = name in made.parameters and made.parameters[name].requires_grad
         require(trains, f"{name} of a DoRALinear is frozen: freeze before make, not by names")
 
+    answer.case("another adapter")
+    names = [*NAMES, "embed"]
+    made = expect_module(answer.probe(probe.build, model, names, probe.Shifted)["made"], "Module")
+    for name in names:
+        swapped_too = made.modules.get(name) == "Shifted"
+        require(swapped_too, f"{name} ({before[name]}) is not swapped: make may take any layer")
+        for part in ("shift", "gain.weight", "gain.bias"):
+            trains = made.parameters[f"{name}.{part}"].requires_grad
+            require(trains, f"{name}.{part} is frozen: freeze before make, not by names")
+    own_parts = tuple(f"{name}.{part}" for name in names for part in ("shift", "gain."))
+    left = [name for name, value in made.parameters.items() if value.requires_grad]
+    left = [name for name in left if not name.startswith(own_parts)]
+    refuse_any(left, "{} trains: freeze the whole copy before make, not by names")
+
     answer.case("an unknown name")
     message = "a name that is not there passes in silence: raise an error"
     for unknown in (["blocks.0.qurey"], ["haed"], ["blocks.7.query"], ["head", "haed"]):
@@ -766,6 +780,26 @@ adapted_copy.refuses(
             "    return adapted"
         ),
         "head.magnitude of a DoRALinear is frozen: freeze before make",
+    ),
+    (
+        "frozen by two adapters' names",
+        "    return adapted",
+        (
+            "    for name, parameter in adapted.named_parameters():\n"
+            '        parameter.requires_grad_("lora_" in name or "magnitude" in name)\n'
+            "    return adapted"
+        ),
+        "head.shift is frozen: freeze before make",
+    ),
+    (
+        "nn.Linear layers alone",
+        "layer = adapted.get_submodule(name)\n",
+        (
+            "layer = adapted.get_submodule(name)\n"
+            "        if not isinstance(layer, nn.Linear):\n"
+            "            continue\n"
+        ),
+        "embed (Embedding) is not swapped",
     ),
     (
         "unknown names passed over beside good ones",
@@ -958,8 +992,8 @@ def paired_interval(answer: Answer) -> None:
     answer.case("equal scores")
     check([84.0, 86.5, 81.0], [84.0, 86.5, 81.0])
     answer.case("lists of different lengths")
-    three, two = [90.0, 92.0, 91.0], [89.0, 91.0]
-    for first, second in ((three, two), (two, three)):
+    three, two, one = [90.0, 92.0, 91.0], [89.0, 91.0], [90.0]
+    for first, second in ((three, two), (two, three), (three, one), (one, three)):
         counts = f"{len(first)} and {len(second)} values"
         message = f"{counts} make no pairs, and no error says so: zip(strict=True)?"
         expect_error(answer, first, second, message=message)
@@ -1068,6 +1102,12 @@ paired_interval.refuses(
         "2 and 3 values make no pairs",
     ),
     (
+        "one value against all",
+        "differences = [a - b for a, b in zip(first, second, strict=True)]",
+        "differences = (torch.tensor(first).double() - torch.tensor(second).double()).tolist()",
+        "3 and 1 values make no pairs",
+    ),
+    (
         "the example by heart",
         "    n = len",
         '    return -1.182446, 5.182446, "no difference detected"\n    n = len',
@@ -1120,7 +1160,9 @@ def _descend(
     for _ in range(epochs):
         means.append([])
         totals.append(0.0)
-        for rows in torch.arange(len(y)).split(len(y) if mistake == "one batch" else batch_size):
+        even = math.ceil(len(y) / math.ceil(len(y) / batch_size))
+        size = {"one batch": len(y), "even": even}.get(mistake, batch_size)
+        for rows in torch.arange(len(y)).split(size):
             if mistake == "last batch" and len(rows) < batch_size:
                 continue
             x, wanted = features[rows], torch.eye(len(bias)).double()[y[rows]]
@@ -1191,7 +1233,9 @@ def train(answer: Answer) -> None:
         """Compare the parameters of the classifier called name."""
         right = descend()
         still = _Run(layer.weight, layer.bias, [], [], [], [])
-        known = [(still, "nothing moved: zero_grad, backward, step, in this order")]
+        known = [
+            (still, "nothing moved in the given model: zero_grad, backward, step, in this order")
+        ]
         known += [(descend(mistake=mistake), message) for mistake, message in _MOVES]
         message = "the images come in another order: take them as they stand in x"
         for part in ("weight", "bias"):
@@ -1212,9 +1256,9 @@ def train(answer: Answer) -> None:
         for order in permutations(range(len(y)))
     )
     moved(after, "", partial(_descend, x.double(), y, layer, 1, 2, 0.5), shuffled)
-    layer, x, y = nn.Linear(4, 3), randn(7, 4), torch.tensor([0, 1, 2, 2, 1, 0, 1])
-    losses, after = run(layer, x, y, 3, 3, 0.5)
-    descend = partial(_descend, x.double(), y, layer, 3, 3, 0.5)
+    layer, x, y = nn.Linear(4, 3), randn(9, 4), torch.tensor([0, 1, 2, 2, 1, 0, 1, 0, 2])
+    losses, after = run(layer, x, y, 3, 4, 0.5)
+    descend = partial(_descend, x.double(), y, layer, 3, 4, 0.5)
     moved(after, "", descend)
 
     answer.case("losses")
@@ -1246,6 +1290,8 @@ def train(answer: Answer) -> None:
     moved(after, "2.", partial(_descend, features, y, layer, 2, 3, 0.5))
 
     answer.case("modes")
+    trained = "found in training mode, the model is left in it: end with model.eval()"
+    require(not after.training[""], trained)
     norm, layer, x, y = nn.BatchNorm1d(4), nn.Linear(4, 3), x[:6], y[:6]
     layer.weight.requires_grad_(False)
     model = nn.Sequential(norm, layer).eval()
@@ -1274,7 +1320,7 @@ def train(answer: Answer) -> None:
     known = [(loss_of(z), message) for z in (wide, once)]
     expect_number(losses[0], loss_of(_normalised(x, norm.eps)), known, "loss", tolerance=1e-4)
     answer.case("no epoch")
-    _, after = run(layer, x, y, 0, 3, 0.5)
+    _, after = run(layer.train(), x, y, 0, 3, 0.5)
     require(not after.training[""], "with epochs = 0 the model is left in training mode")
 
 
@@ -1286,9 +1332,43 @@ _MOVES = [
     ("adam", "each number moves by the learning rate: this is Adam, and plain SGD was asked for"),
     ("one batch", "one step an epoch, with all images: split them into batches"),
     ("last batch", "the last, smaller batch is left out"),
+    ("even", "the batches are made even: each but the last has batch_size images"),
 ]
 
 train.refuses(
+    (
+        "the mode put back as found",
+        (
+            "    model.train()\n"
+            "    for _ in range(epochs):\n"
+            "        total = 0.0\n"
+            "        for images, labels in "
+            "zip(x.split(batch_size), y.split(batch_size), strict=True):\n"
+            "            loss = F.cross_entropy(model(images), labels)\n"
+            "            optimizer.zero_grad()\n"
+            "            loss.backward()\n"
+            "            optimizer.step()\n"
+            "            total += loss.item() * len(images)\n"
+            "        losses.append(total / len(x))\n"
+            "    model.eval()\n"
+        ),
+        (
+            "    was = model.training\n"
+            "    model.train()\n"
+            "    for _ in range(epochs):\n"
+            "        total = 0.0\n"
+            "        for images, labels in "
+            "zip(x.split(batch_size), y.split(batch_size), strict=True):\n"
+            "            loss = F.cross_entropy(model(images), labels)\n"
+            "            optimizer.zero_grad()\n"
+            "            loss.backward()\n"
+            "            optimizer.step()\n"
+            "            total += loss.item() * len(images)\n"
+            "        losses.append(total / len(x))\n"
+            "    model.train(was)\n"
+        ),
+        "found in training mode, the model is left in it",
+    ),
     (
         "the last layer alone",
         "[p for p in model.parameters() if p.requires_grad]",
@@ -1347,9 +1427,9 @@ train.refuses(
         "gradients cleared too late",
         "            optimizer.zero_grad()\n            loss.backward()\n",
         "            loss.backward()\n            optimizer.zero_grad()\n",
-        "nothing moved",
+        "nothing moved in the given model",
     ),
-    ("no step", "            optimizer.step()\n", "", "nothing moved"),
+    ("no step", "            optimizer.step()\n", "", "nothing moved in the given model"),
     (
         "sum of the losses",
         "cross_entropy(model(images), labels)",
@@ -1375,6 +1455,12 @@ train.refuses(
         "zip(x.split(batch_size), y.split(batch_size), strict=True)",
         "[(x, y)]",
         "one step an epoch",
+    ),
+    (
+        "batches made even",
+        "zip(x.split(batch_size), y.split(batch_size), strict=True)",
+        "zip(*(t.chunk(-(-len(x) // batch_size)) for t in (x, y)), strict=True)",
+        "the batches are made even",
     ),
     (
         "last batch left out",
@@ -1409,7 +1495,7 @@ train.refuses(
         "training mode afterwards",
         "    model.eval()\n",
         "",
-        "the model is left in training mode",
+        "found in training mode, the model is left in it",
     ),
     (
         "evaluation mode of the outermost module",
