@@ -735,25 +735,29 @@ def compose_function(answer: Answer) -> None:
         )
 
 
+_SAVED = """\
+save_for_backward(u.to(base.dtype), g)
+        return (g * u + bias).to(base.dtype)
+        ### END SOLUTION
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ### BEGIN SOLUTION
+        u, g = ctx.saved_tensors
+"""
+
+
+def _saving(tensors: str, unpack: str) -> str:
+    """_SAVED with other tensors kept for the backward pass, and taken out there."""
+    changed = _SAVED.replace("u.to(base.dtype), g)", f"{tensors})")
+    return changed.replace("u, g = ctx.saved_tensors", unpack)
+
+
 compose_function.refuses(
     (
         "base and low saved as well",
-        (
-            "save_for_backward(u.to(base.dtype), g)\n"
-            "        return (g * u + bias).to(base.dtype)\n"
-            "        ### END SOLUTION\n\n"
-            "    @staticmethod\n"
-            "    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:\n"
-            "        ### BEGIN SOLUTION\n"
-            "        u, g = ctx.saved_tensors\n"
-        ),
-        (
-            "save_for_backward(u.to(base.dtype), g, base, low)\n"
-            "        return (g * u + bias).to(base.dtype)\n\n"
-            "    @staticmethod\n"
-            "    def backward(ctx, dy):\n"
-            "        u, g, _, _ = ctx.saved_tensors\n"
-        ),
+        _SAVED,
+        _saving("u.to(base.dtype), g, base, low", "u, g, _, _ = ctx.saved_tensors"),
         "3 times the bytes of an output are held: save u and g alone",
     ),
     (
@@ -800,23 +804,8 @@ compose_function.refuses(
     ),
     (
         "both terms saved",
-        (
-            "save_for_backward(u.to(base.dtype), g)\n"
-            "        return (g * u + bias).to(base.dtype)\n"
-            "        ### END SOLUTION\n\n"
-            "    @staticmethod\n"
-            "    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:\n"
-            "        ### BEGIN SOLUTION\n"
-            "        u, g = ctx.saved_tensors\n"
-        ),
-        (
-            "save_for_backward(base, low, g)\n"
-            "        return (g * u + bias).to(base.dtype)\n\n"
-            "    @staticmethod\n"
-            "    def backward(ctx, dy):\n"
-            "        base, low, g = ctx.saved_tensors\n"
-            "        u = base + low\n"
-        ),
+        _SAVED,
+        _saving("base, low, g", "base, low, g = ctx.saved_tensors\n        u = base + low"),
         "2 times the bytes of an output are held: save u and g alone",
     ),
     (

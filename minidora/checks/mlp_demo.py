@@ -1335,38 +1335,23 @@ _MOVES = [
     ("even", "the batches are made even: each but the last has batch_size images"),
 ]
 
+_LOOP = """\
+    for _ in range(epochs):
+        total = 0.0
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(images)
+        losses.append(total / len(x))
+"""
+
 train.refuses(
     (
         "the mode put back as found",
-        (
-            "    model.train()\n"
-            "    for _ in range(epochs):\n"
-            "        total = 0.0\n"
-            "        for images, labels in "
-            "zip(x.split(batch_size), y.split(batch_size), strict=True):\n"
-            "            loss = F.cross_entropy(model(images), labels)\n"
-            "            optimizer.zero_grad()\n"
-            "            loss.backward()\n"
-            "            optimizer.step()\n"
-            "            total += loss.item() * len(images)\n"
-            "        losses.append(total / len(x))\n"
-            "    model.eval()\n"
-        ),
-        (
-            "    was = model.training\n"
-            "    model.train()\n"
-            "    for _ in range(epochs):\n"
-            "        total = 0.0\n"
-            "        for images, labels in "
-            "zip(x.split(batch_size), y.split(batch_size), strict=True):\n"
-            "            loss = F.cross_entropy(model(images), labels)\n"
-            "            optimizer.zero_grad()\n"
-            "            loss.backward()\n"
-            "            optimizer.step()\n"
-            "            total += loss.item() * len(images)\n"
-            "        losses.append(total / len(x))\n"
-            "    model.train(was)\n"
-        ),
+        f"    model.train()\n{_LOOP}    model.eval()\n",
+        f"    was = model.training\n    model.train()\n{_LOOP}    model.train(was)\n",
         "found in training mode, the model is left in it",
     ),
     (
