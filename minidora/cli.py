@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from minidora.claims import Entry
+    from minidora.evidence.ledger import Entry
 
 app = typer.Typer(help="Learn DoRA by building it.", no_args_is_help=True, add_completion=False)
 
@@ -35,19 +35,19 @@ Notebooks = Annotated[
 @notebooks_app.command("execute")
 def execute_notebooks(paths: Notebooks = None) -> None:
     """Run notebooks top to bottom and write them back, ready to commit."""
-    from minidora import course
+    from minidora.classroom import authoring
 
     for path in _lessons(paths):
         typer.echo(f"{path} ...")
-        course.execute(path)
+        authoring.execute(path)
 
 
 @notebooks_app.command("check")
 def check_notebooks(paths: Notebooks = None) -> None:
     """Say what keeps executed lessons from being committed; exit code 1 if anything does."""
-    from minidora import course
+    from minidora.classroom import authoring
 
-    problems = [f"{path}: {text}" for path in _lessons(paths) for text in course.problems(path)]
+    problems = [f"{path}: {text}" for path in _lessons(paths) for text in authoring.problems(path)]
     for problem in problems:
         typer.echo(problem)
     raise typer.Exit(1 if problems else 0)
@@ -123,7 +123,8 @@ def bench(
     from rich.console import Console
     from rich.table import Table
 
-    from minidora import bench, plots
+    from minidora import plots
+    from minidora.evidence import bench
     from minidora.training import device
 
     place = device()
@@ -162,8 +163,8 @@ def claims(
     write: Annotated[bool, typer.Option("--write", help="Write docs/claims.md anew.")] = False,
 ) -> None:
     """Every claim of the source notebook, the paper and the lessons, and what we measured."""
-    from minidora import claims as ledger
-    from minidora.claim_figures import Figures
+    from minidora.evidence import ledger
+    from minidora.evidence.measures import Record
 
     if rules:
         for name, rule in ledger.RULES.items():
@@ -173,7 +174,7 @@ def claims(
         if given is not None and given not in known:
             raise typer.BadParameter(f"{given!r} is none of {', '.join(known)}")
     try:
-        entries = ledger.ledger(Figures())
+        entries = ledger.ledger(Record())
     except ValueError as error:
         typer.echo(f"minidora: {error}", err=True)
         raise typer.Exit(2) from None
@@ -197,7 +198,7 @@ def _print_claims(entries: "list[Entry]") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from minidora.claims import SAID_BY, VERDICTS
+    from minidora.evidence.ledger import SAID_BY, VERDICTS
 
     colors = dict(zip(VERDICTS, ("green", "yellow", "red", "dim"), strict=True))
     for key, title in SAID_BY.items():
@@ -232,12 +233,12 @@ OneExercise = Annotated[str, typer.Argument(help="The exercise, 3.2 for example.
 @contextmanager
 def _explained() -> Iterator[None]:
     """End with the message of what the person here can mend, and without a stack."""
-    from minidora.learner import Trouble
+    from minidora.classroom.folder import UserError
 
     try:
         yield
-    except Trouble as trouble:
-        typer.echo(f"minidora: {trouble}", err=True)
+    except UserError as error:
+        typer.echo(f"minidora: {error}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -246,11 +247,11 @@ def start(
     folder: Annotated[Path | None, typer.Argument(help="Where; without it, my-work/.")] = None,
 ) -> None:
     """Copy lessons and exercises into a folder of your own; what is there already is kept."""
-    from minidora import learner
+    from minidora.classroom import folder as folders
 
     with _explained():
-        where = folder or learner.DEFAULT_FOLDER
-        copied, kept = learner.start(where)
+        where = folder or folders.DEFAULT_FOLDER
+        copied, kept = folders.start(where)
     typer.echo(f"{len(copied)} files copied to {where}, {len(kept)} kept as they were.")
     typer.echo(f"Open it: jupyter lab {where}")
 
@@ -258,10 +259,10 @@ def start(
 @app.command()
 def status(folder: WorkFolder = None) -> None:
     """What is done, failing and not started, the minutes left, and what is next."""
-    from minidora import progress
+    from minidora.classroom import report as reports
 
     with _explained():
-        progress.status(folder)
+        reports.status(folder)
 
 
 @app.command()
@@ -276,24 +277,24 @@ def check(
     memory: Annotated[float, typer.Option(help="Memory limit of one notebook, in GiB.")] = 4.0,
 ) -> None:
     """Check your exercises; exit code 1 if one is not done. Or grade a class with --report."""
-    from minidora import progress
-    from minidora.grading import Limits
+    from minidora.classroom import report as reports
+    from minidora.classroom.grade import Limits
 
     limits = Limits(seconds=seconds, memory_gib=memory)
     with _explained():
         if report is not None:
-            progress.grade_class(report, [Path(name) for name in what or []], limits)
-        elif not progress.check(folder, what or [], limits):
+            reports.grade_class(report, [Path(name) for name in what or []], limits)
+        elif not reports.check(folder, what or [], limits):
             raise typer.Exit(1)
 
 
 @app.command()
 def hint(exercise: OneExercise) -> None:
     """A question that leads on."""
-    from minidora import learner
+    from minidora.classroom import folder as folders
 
     with _explained():
-        typer.echo(learner.select_one(exercise)[1].hint)
+        typer.echo(folders.select_one(exercise)[1].hint)
 
 
 @app.command()
@@ -303,17 +304,17 @@ def reset(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Put an exercise back to how it came, or a lesson's whole notebook; yours goes to backups/."""
-    from minidora import learner
+    from minidora.classroom import folder as folders
 
     with _explained():
-        work = learner.work_folder(folder)
-        lesson, exercises = learner.select(what)
+        work = folders.work_folder(folder)
+        lesson, exercises = folders.select(what)
         if not yes:
             typer.confirm(f"Take your answer to {what} out of {work / 'exercises'}?", abort=True)
         if what == exercises[0].number:
-            backup = learner.reset_exercise(work, lesson, exercises[0])
+            backup = folders.reset_exercise(work, lesson, exercises[0])
         else:
-            backup = learner.reset_lesson(work, lesson)
+            backup = folders.reset_lesson(work, lesson)
     typer.echo(f"{what} is as it came." + (f" Yours is in {backup}." if backup else ""))
     typer.echo("If it is open in JupyterLab: File > Reload Notebook from Disk.")
 
@@ -325,17 +326,18 @@ def solution(
     spoil: Annotated[bool, typer.Option("--spoil", help="Also before you have solved it.")] = False,
 ) -> None:
     """Our solution of an exercise, once yours passes."""
-    from minidora import learner, progress
-    from minidora.grading import Limits
+    from minidora.classroom import folder as folders
+    from minidora.classroom import report as reports
+    from minidora.classroom.grade import Limits
 
     with _explained():
-        lesson, chosen = learner.select_one(exercise)
-        if not spoil and not progress.check(folder, [exercise], Limits(), quiet=True):
-            raise learner.Trouble(
+        lesson, chosen = folders.select_one(exercise)
+        if not spoil and not reports.check(folder, [exercise], Limits(), quiet=True):
+            raise folders.UserError(
                 f"{exercise} does not pass yet: `minidora hint {exercise}` leads on, "
                 "and --spoil shows the solution all the same"
             )
-        typer.echo(learner.solution(lesson, chosen))
+        typer.echo(folders.solution(lesson, chosen))
 
 
 @app.command()
@@ -343,11 +345,11 @@ def build(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; 1 if stale.")] = False,
 ) -> None:
     """For those who write exercises: derive exercises/ from solutions/."""
-    from minidora import course
-    from minidora.learner import ROOT
+    from minidora.classroom import authoring
+    from minidora.classroom.folder import ROOT
 
     stale = 0
-    for path, text in course.build(ROOT).items():
+    for path, text in authoring.build(ROOT).items():
         if not path.exists() or path.read_bytes() != text.encode():
             stale += 1
             typer.echo(f"{path.relative_to(ROOT)} {'is stale' if check else 'written'}")

@@ -19,7 +19,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from minidora import plots
-from minidora.findings import Dot
+from minidora.evidence.analysis import Dot
 from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
 
 # ---- Lesson 1: what training costs in memory ----

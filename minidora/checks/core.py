@@ -12,7 +12,7 @@ A check file (dora_decomposition.py) declares one Lesson and, under it, one func
     row_norm.refuses(("norm over the outputs", "dim=1", "dim=0", "one norm per input"), ...)
 
 `answer` stands for the learner's function. answer(weight) calls it and gives back plain data;
-answer.probe(probe.gradients, ...) asks more (minidora/probe.py). The right value comes from an
+answer.probe(probe.gradients, ...) asks more (runner/probe.py). The right value comes from an
 oracle that is neither the learner's code nor the code being taught. A check goes: type, shape,
 values worked by hand, random property, gradient, dtype and device.
 """
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidora import probe
+from minidora.runner import probe
 from minidora.training import device
 
 WIDTH = 88
@@ -122,7 +122,7 @@ class Answer:
         return self.probe(probe.call, *args)
 
     def probe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a function of minidora/probe.py with the learner's object as its first argument."""
+        """Run a function of runner/probe.py with the learner's object as its first argument."""
         reply = self.reach(function.__name__, args, kwargs)
         if "error" not in reply:
             try:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidora import probe
 from minidora.checks.core import (
     Answer,
     Known,
@@ -30,6 +29,7 @@ from minidora.checks.lora_recap import (
     check_start,
     expect_input_gradient,
 )
+from minidora.runner import probe
 
 lesson = Lesson(
     3, "03_dora_decomposition", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")

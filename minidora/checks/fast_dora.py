@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidora import probe
 from minidora.checks.core import (
     Answer,
     Known,
@@ -25,7 +24,8 @@ from minidora.checks.core import (
     require,
     same,
 )
-from minidora.probe_cost import cost
+from minidora.runner import probe
+from minidora.runner.probe import cost
 
 lesson = Lesson(
     6, "06_fast_dora", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")

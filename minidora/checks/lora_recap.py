@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidora import probe
 from minidora.checks.core import (
     Answer,
     Lesson,
@@ -20,6 +19,7 @@ from minidora.checks.core import (
     randn,
     require,
 )
+from minidora.runner import probe
 
 lesson = Lesson(
     2, "02_lora_recap", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")

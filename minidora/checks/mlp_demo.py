@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidora import probe
 from minidora.checks.core import (
     Answer,
     Lesson,
@@ -30,6 +29,7 @@ from minidora.checks.core import (
 )
 from minidora.dora import DoRALinear
 from minidora.lora import LoRALinear
+from minidora.runner import probe
 from minidora.training import device
 
 lesson = Lesson(

@@ -1,0 +1,219 @@
+"""What the committed runs of lesson 5 show: correlations, losses, and how far seeds spread.
+
+    runs = read_results()                                   # pretrain.py: one dict a run
+    moved = dots(select(runs, "compare", "dora", "qv"))     # the dots of figure 2
+    correlate(moved).r, by_seed(moved)                      # pooled with an interval, seed by seed
+    loss_difference(runs, ("dora", "qv"), ("lora", "qv"))   # paired over seeds
+
+Nothing here runs a model. A loss is the mean cross-entropy on the test part, in nats a character.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+
+from minidora.evidence.pretrain import RANKS
+from minidora.experiment import Difference, paired_difference
+from minidora.geometry import Correlation, correlation
+
+Row = Mapping[str, Any]
+"""One run, as pretrain.execute returns it."""
+
+PAPER = {"full": -0.62, "lora": 0.83, "dora": -0.31}
+"""Correlations of figure 2, query matrices of VL-BART (sec. 4.1)."""
+
+TABLE_15 = {
+    "lora": {4: 39.5, 8: 40.7, 16: 70.9, 32: 74.7, 64: 65.8},
+    "dora": {4: 61.9, 8: 77.9, 16: 77.5, 32: 78.4, 64: 72.1},
+}
+"""Average accuracy in percent of LLaMA-7B by rank, eight commonsense tasks, one run each
+(table 15, figure 5)."""
+
+METHODS = {"full": "all", "lora": "qv", "dora": "qv"}
+"""The methods of figure 2 and the layers each trains."""
+
+
+class Dot(NamedTuple):
+    """One layer at one step of one run: a dot of figure 2."""
+
+    seed: int
+    layer: str
+    step: int
+    delta_magnitude: float
+    delta_direction: float
+
+
+def select(
+    runs: Iterable[Row],
+    purpose: str,
+    method: str,
+    targets: str,
+    *,
+    learning_rate: float | None = None,
+) -> list[Row]:
+    """The runs of one setting, one a seed, in the order of seeds.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [
+        run
+        for run in runs
+        if (run["purpose"], run["method"], run["targets"]) == (purpose, method, targets)
+        and learning_rate in (None, run["learning_rate"])
+    ]
+    if not found:
+        raise ValueError(
+            f"no run {purpose!r} of {method!r} on {targets!r} is there: "
+            "python -m minidora.evidence.pretrain --evidence makes it"
+        )
+    return sorted(found, key=lambda run: run["seed"])
+
+
+def dots(
+    runs: Iterable[Row],
+    matrices: Iterable[str] = ("q_proj",),
+    *,
+    dim: int = 1,
+    steps: Iterable[int] | None = None,
+) -> list[Dot]:
+    """The points of runs, of the layers whose names end so, at these steps or at all recorded.
+
+    Args:
+        dim: 1 has one magnitude per output, as DoRA has; 0 one per input.
+    """
+    ends, wanted = tuple(matrices), None if steps is None else set(steps)
+    return [
+        Dot(run["seed"], layer, step, magnitude, direction)
+        for run in runs
+        for axis, layer, step, magnitude, direction in run["points"]
+        if axis == dim and layer.endswith(ends) and (wanted is None or step in wanted)
+    ]
+
+
+def correlate(found: Iterable[Dot], over: Sequence[str] = ("seed", "layer")) -> Correlation:
+    """r of change in direction and change in magnitude.
+
+    Args:
+        over: what the interval draws anew: seeds and layers, or ("seed",) for these layers alone.
+    """
+    found = list(found)
+    return correlation(
+        [dot.delta_direction for dot in found],
+        [dot.delta_magnitude for dot in found],
+        [tuple(getattr(dot, kind) for kind in over) for dot in found],
+    )
+
+
+def by_seed(found: Iterable[Dot]) -> dict[int, float]:
+    """{seed: r of its own points}: what one run alone, as in the paper, would have reported."""
+    seeds: dict[int, list[tuple[float, float]]] = {}
+    for dot in found:
+        seeds.setdefault(dot.seed, []).append((dot.delta_direction, dot.delta_magnitude))
+    return {
+        seed: float(torch.corrcoef(torch.tensor(own, dtype=torch.float64).T)[0, 1])
+        for seed, own in seeds.items()
+    }
+
+
+def within_layers(found: Iterable[Dot]) -> list[Dot]:
+    """Each dot measured from the mean of its own layer and run: what is left is the path alone."""
+    paths: dict[tuple[int, str], list[Dot]] = {}
+    for dot in found:
+        paths.setdefault((dot.seed, dot.layer), []).append(dot)
+    return [
+        dot._replace(
+            delta_magnitude=dot.delta_magnitude - fmean(d.delta_magnitude for d in path),
+            delta_direction=dot.delta_direction - fmean(d.delta_direction for d in path),
+        )
+        for path in paths.values()
+        for dot in path
+    ]
+
+
+class Order(NamedTuple):
+    """In how many of the seeds something of figure 2 holds."""
+
+    seeds: int
+    full_negative: int
+    lora_positive: int
+    dora_negative: int
+    ordered: int
+    """full fine-tuning below DoRA below LoRA"""
+
+
+def order(correlations: Mapping[str, Mapping[int, float]]) -> Order:
+    """Count over the seeds that all three methods have: {"full": by_seed(...), ...}."""
+    full, lora, dora = (correlations[name] for name in ("full", "lora", "dora"))
+    seeds = sorted(set(full) & set(lora) & set(dora))
+    return Order(
+        seeds=len(seeds),
+        full_negative=sum(full[seed] < 0 for seed in seeds),
+        lora_positive=sum(lora[seed] > 0 for seed in seeds),
+        dora_negative=sum(dora[seed] < 0 for seed in seeds),
+        ordered=sum(full[seed] < dora[seed] < lora[seed] for seed in seeds),
+    )
+
+
+def losses(runs: Iterable[Row]) -> dict[int, float]:
+    """{seed: test loss} of the runs of one setting."""
+    return {run["seed"]: run["test_loss"] for run in runs}
+
+
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    """first - second over the seeds that both have."""
+    seeds = sorted(set(first) & set(second))
+    return paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+
+
+def loss_difference(
+    runs: Iterable[Row], first: tuple[str, str], second: tuple[str, str]
+) -> Difference:
+    """Test loss of (method, targets) first minus second, paired over the compared seeds.
+
+    Below 0 the first is better.
+    """
+    runs = list(runs)
+    one, other = (losses(select(runs, "compare", *setting)) for setting in (first, second))
+    return difference(one, other)
+
+
+def rank_losses(runs: Iterable[Row]) -> dict[str, dict[int, dict[int, float]]]:
+    """{"lora" or "dora": {rank: {seed: test loss}}}, the five targets, seeds that have all ranks.
+
+    The learning rate is the one tuned at rank 8, at every rank.
+    """
+    found: dict[str, dict[int, dict[int, float]]] = {
+        method: {rank: {} for rank in RANKS} for method in ("lora", "dora")
+    }
+    for run in runs:
+        if run["purpose"] in ("compare", "ranks") and run["targets"] == "five":
+            found[run["method"]][run["rank"]][run["seed"]] = run["test_loss"]
+    everywhere = set.intersection(*(set(seeds) for by in found.values() for seeds in by.values()))
+    return {
+        method: {
+            rank: {seed: loss for seed, loss in seeds.items() if seed in everywhere}
+            for rank, seeds in by_rank.items()
+        }
+        for method, by_rank in found.items()
+    }
+
+
+def half_rank(runs: Iterable[Row]) -> dict[int, Difference]:
+    """{r: DoRA at rank r / 2 minus LoRA at rank r}, paired over seeds; below 0 DoRA is better."""
+    by_rank = rank_losses(runs)
+    return {
+        rank: difference(by_rank["dora"][rank // 2], by_rank["lora"][rank])
+        for rank in RANKS
+        if rank // 2 in RANKS
+    }
+
+
+def tuning_curve(runs: Iterable[Row], method: str, targets: str) -> dict[float, float]:
+    """{learning rate: mean validation loss over the tuning seeds}, in rising order."""
+    by_rate: dict[float, list[float]] = {}
+    for run in select(runs, "tune", method, targets):
+        by_rate.setdefault(run["learning_rate"], []).append(run["validation_loss"])
+    return {rate: fmean(by_rate[rate]) for rate in sorted(by_rate)}

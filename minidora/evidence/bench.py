@@ -1,0 +1,370 @@
+"""What the layers cost, ours beside others': ratios of versions timed alternately in one run.
+
+Every contender holds the same W, A, B and magnitude, and must give the outputs of the float64
+closed form before anything is timed. A round times each contender once, so that what slows the
+machine slows all of them; a ratio is taken within a round, its median and quartiles are reported.
+Bytes are counted from the storages that operations make (memory.LiveBytes).
+
+    minidora bench                 # all shapes, float32 on a CPU, bf16 on a GPU
+    minidora bench --quick         # two shapes, for a look
+"""
+
+import copy
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidora.adapt import merge
+from minidora.dora import DoRALinear, cached_scale
+from minidora.lora import LoRALinear
+from minidora.memory import LiveBytes
+from minidora.training import progress_bar
+
+REFERENCE = "LoRA"
+NAMES = {
+    "linear": "frozen nn.Linear",
+    "LoRA": "LoRA, ours",
+    "DoRA": "DoRA, ours",
+    "DoRA recompute": "DoRA, ours, recompute",
+    "DoRA cached": "DoRA, ours, within cached_scale",
+    "DoRA merged": "DoRA, ours, merged",
+    "PEFT LoRA": "LoRA, PEFT",
+    "PEFT DoRA": "DoRA, PEFT",
+    "torchtune DoRA": "DoRA, torchtune",
+    "source form": "DoRA, the source notebook's form",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A square layer: features in and out, tokens in a training step, rank."""
+
+    features: int
+    tokens: int
+    rank: int
+
+
+QUICK = [Case(1024, 1024, 16), Case(2048, 64, 16)]
+CPU_CASES = [
+    Case(512, 8192, 4),
+    Case(1024, 1024, 16),
+    Case(1024, 2048, 64),
+    Case(2048, 64, 2),
+    Case(2048, 64, 16),
+    Case(2048, 512, 16),
+    Case(2048, 512, 512),
+    Case(4096, 1024, 32),
+    Case(8192, 256, 8),
+]
+CUDA_CASES = [
+    Case(1024, 8192, 16),
+    Case(2048, 512, 16),
+    Case(4096, 64, 16),
+    Case(4096, 4096, 16),
+    Case(4096, 4096, 384),
+    Case(8192, 8192, 16),
+    Case(8192, 4096, 512),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender on one case. Ratios are to our LoRA: lower quartile, median, upper quartile.
+
+    Attributes:
+        seconds: median time. ratio: of the time of a round to LoRA's in the same round.
+        held: bytes kept for the backward pass, without x, the parameters and the output.
+        peak: most bytes alive at once during the step, made by it. Both are counted before a layer
+            is compiled, and None for one token.
+    """
+
+    features: int
+    tokens: int
+    rank: int
+    work: str  # "training step" or "one token"
+    contender: str
+    seconds: float
+    ratio: tuple[float, float, float]
+    held: int | None = None
+    peak: int | None = None
+
+
+class SourceForm(nn.Module):
+    """The source notebook's layer, its product transposed right and its norm over the inputs: W'
+    is built in every pass, V divided by its norm first, and the gradient goes through the norm."""
+
+    def __init__(self, dora: DoRALinear) -> None:
+        super().__init__()
+        self.dora = dora
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.dora.base.weight + self.dora.delta_weight()
+        weight = self.dora.magnitude[:, None] * (v / v.norm(dim=1, keepdim=True))
+        return F.linear(x, weight.to(x.dtype), self.dora.base.bias)
+
+
+def contenders(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """All layers of a case, with the same values in them. What is not installed is left out."""
+    torch.manual_seed(0)
+    features, rank, alpha = case.features, case.rank, 2.0 * case.rank
+    # No bias: torchtune scales it with the weight, so that no output would be comparable.
+    base = nn.Linear(features, features, bias=False, dtype=dtype)
+    dora = DoRALinear(copy.deepcopy(base), rank, alpha)
+    nn.init.normal_(dora.lora_B, std=0.2 / (features * rank) ** 0.5)
+    with torch.no_grad():
+        dora.magnitude.mul_(1 + 0.1 * torch.randn(features))
+    lora = LoRALinear(copy.deepcopy(base), rank, alpha)
+    lora.load_state_dict(dora.state_dict(), strict=False)
+    recompute = copy.deepcopy(dora)
+    recompute.recompute = True
+    layers: dict[str, nn.Module] = {
+        "linear": copy.deepcopy(base).requires_grad_(False),
+        "LoRA": lora,
+        "DoRA": dora,
+        "DoRA recompute": recompute,
+        "source form": SourceForm(copy.deepcopy(dora)),
+    }
+    if importlib.util.find_spec("peft"):
+        layers["PEFT LoRA"] = _peft(dora, rank, alpha, use_dora=False)
+        layers["PEFT DoRA"] = _peft(dora, rank, alpha, use_dora=True)
+    if importlib.util.find_spec("torchtune"):
+        layers["torchtune DoRA"] = _torchtune(dora, rank, alpha)
+    return {name: layer.to(device) for name, layer in layers.items()}
+
+
+def _peft(dora: DoRALinear, rank: int, alpha: float, use_dora: bool) -> nn.Module:
+    peft: Any = importlib.import_module("peft")
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, use_dora=use_dora, target_modules=["0"])
+    layer: nn.Module = peft.get_peft_model(nn.Sequential(copy.deepcopy(dora.base)), config)
+    layer = layer.get_submodule("base_model.model.0")
+    _fill(layer, "lora_A.default.weight", dora.lora_A)
+    _fill(layer, "lora_B.default.weight", dora.lora_B)
+    if use_dora:
+        _fill(layer, "lora_magnitude_vector.default.weight", dora.magnitude)
+    return layer
+
+
+def _torchtune(dora: DoRALinear, rank: int, alpha: float) -> nn.Module:
+    torchtune: Any = importlib.import_module("torchtune.modules.peft")
+    features, dtype = dora.in_features, dora.base.weight.dtype
+    layer: nn.Module = torchtune.DoRALinear(features, features, rank, alpha).to(dtype)
+    _fill(layer, "weight", dora.base.weight)
+    _fill(layer, "lora_a.weight", dora.lora_A)
+    _fill(layer, "lora_b.weight", dora.lora_B)
+    _fill(layer, "magnitude", dora.magnitude)
+    layer.get_parameter("weight").requires_grad_(False)
+    return layer
+
+
+def _fill(layer: nn.Module, name: str, values: Tensor) -> None:
+    layer.get_parameter(name).data.copy_(values.detach())
+
+
+def check_outputs(layers: dict[str, nn.Module], x: Tensor) -> None:
+    """Compare the output of every layer, its first 64 tokens, with the float64 closed form.
+
+    The layers get all of x, as it is: a compiled layer is checked in the graph that is timed.
+
+    Raises:
+        AssertionError: a contender computes something else; its time would mean nothing.
+    """
+    dora = layers["DoRA"]
+    assert isinstance(dora, DoRALinear)
+    W, A, B = (t.detach().double() for t in (dora.base.weight, dora.lora_A, dora.lora_B))
+    with torch.no_grad():
+        V = W + dora.scaling * B @ A
+        W_dora = (dora.magnitude.double() / V.norm(dim=1))[:, None] * V
+    for name, layer in layers.items():
+        weight = W if name == "linear" else V if name.endswith("LoRA") else W_dora
+        y, exact = layer(x)[:64].detach().double(), x[:64].detach().double() @ weight.T
+        error = float((y - exact).norm() / exact.norm())
+        assert error < (1e-5 if x.dtype == torch.float32 else 2e-2), f"{name} is off by {error}"
+
+
+def run_case(
+    case: Case, device: torch.device, dtype: torch.dtype, compiled: bool, budget: float
+) -> list[Result]:
+    """Time and count one case: a training step, then one token in evaluation.
+
+    Args:
+        budget: seconds that the rounds of each of the two may take; at least 5 are run.
+    """
+    layers = contenders(case, device, dtype)
+    x = torch.randn(case.tokens, case.features, device=device, dtype=dtype, requires_grad=True)
+    dy = torch.randn(case.tokens, case.features, device=device, dtype=dtype)
+    check_outputs(layers, x)
+    counted = {name: count_bytes(layer, x, dy) for name, layer in layers.items()}
+    token = x.detach()[:1]
+    inference = {name: layer for name, layer in layers.items() if name != "DoRA recompute"}
+    inference |= {f"DoRA {what}": copy.deepcopy(layers["DoRA"]) for what in ("merged", "cached")}
+    merge(inference["DoRA merged"])
+    if compiled:
+        torch._dynamo.reset()
+        for layer in {*layers.values(), *inference.values()}:
+            layer.compile()
+        check_outputs(layers, x)
+
+    def step(layer: nn.Module) -> None:
+        layer.zero_grad()
+        x.grad = None
+        torch.autograd.backward(layer(x), dy)
+
+    key = (case.features, case.tokens, case.rank)
+    results = []
+    for name, (seconds, ratio) in alternate(layers, step, device, budget).items():
+        results.append(Result(*key, "training step", name, seconds, ratio, *counted[name]))
+    for layer in inference.values():
+        layer.eval()
+    with torch.no_grad(), cached_scale(inference["DoRA cached"]):
+        check_outputs(inference, token)
+        times = alternate(inference, lambda layer: layer(token), device, budget)
+        for name, (seconds, ratio) in times.items():
+            results.append(Result(*key, "one token", name, seconds, ratio))
+    return results
+
+
+def count_bytes(layer: nn.Module, x: Tensor, dy: Tensor) -> tuple[int, int]:
+    """(held, peak) of a training step: what the forward pass leaves for the backward pass beside
+    x, the parameters and the output, and the most that was alive at once, made by the step."""
+    layer.zero_grad()
+    x.grad = None
+    gc.collect()
+    with LiveBytes() as watch:
+        y = layer(x)
+        held = watch.now - y.untyped_storage().nbytes()
+        torch.autograd.backward(y, dy)
+    return held, watch.peak
+
+
+def alternate(
+    layers: dict[str, nn.Module],
+    call: Callable[[nn.Module], object],
+    device: torch.device,
+    budget: float,
+) -> dict[str, tuple[float, tuple[float, float, float]]]:
+    """Median seconds of call(layer), and quartiles of its ratio to REFERENCE's in the same round.
+
+    Two rounds warm up, then at least 5 are timed, more while they start within budget seconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    end = time.perf_counter() + budget
+    rounds = 0
+    while rounds < 7 or time.perf_counter() < end:
+        for name, layer in layers.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            call(layer)
+            _synchronize(device)
+            if rounds >= 2:
+                times[name].append(time.perf_counter() - start)
+        rounds += 1
+    result = {}
+    for name, seconds in times.items():
+        ratios = [a / b for a, b in zip(seconds, times[REFERENCE], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        result[name] = (statistics.median(seconds), (low, middle, high))
+    return result
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def run(
+    cases: list[Case], device: torch.device, compiled: bool = False, budget: float = 4.0
+) -> dict[str, Any]:
+    """Run cases and return what `minidora bench` writes: the machine and a list of results."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    results = [
+        asdict(result)
+        for case in progress_bar(cases, "shapes")
+        for result in run_case(case, device, dtype, compiled, budget)
+    ]
+    return {"machine": machine(device, dtype, compiled), "results": results}
+
+
+def machine(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, str]:
+    """What a figure was measured on: device, threads, versions, date."""
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    versions = {
+        package: importlib.metadata.version(package)
+        for package in ("torch", "peft", "torchtune")
+        if importlib.util.find_spec(package)
+    }
+    return {
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "mode": "compiled" if compiled else "eager",
+        "python": platform.python_version(),
+        **versions,
+        "date": date.today().isoformat(),
+    }
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Write a report as FOLDER/<cpu or cuda>-<mode>.json, replacing an older one."""
+    kind = "cuda" if report["machine"]["dtype"] == "bfloat16" else "cpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}-{report['machine']['mode']}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def load_reports(folder: Path = Path(__file__).parents[2] / "benchmarks") -> dict[str, Any]:
+    """The reports in a folder, by name ("cpu-eager"): the repository's, wherever one calls from.
+
+    An empty dict where there are none, as in a package that was installed without its repository.
+    """
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def markdown_table(report: dict[str, Any]) -> str:
+    """The training steps of a report as a table: time as a ratio to our LoRA, held and peak in MiB.
+
+    The last column is what the arithmetic says of the norm: its product costs rank / (2 tokens) of
+    the two products with W that a step of LoRA takes.
+    """
+    lines = [
+        "| features, tokens, rank | DoRA, ours | DoRA, PEFT | LoRA, PEFT "
+        "| held: LoRA, DoRA, PEFT's DoRA | peak: the same | norm, by arithmetic |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+    for row in report["results"]:
+        if row["work"] == "training step":
+            key = (row["features"], row["tokens"], row["rank"])
+            rows.setdefault(key, {})[row["contender"]] = row
+    for (features, tokens, rank), cells in rows.items():
+        ratios = [f"{cells[name]['ratio'][1]:.2f}" for name in ("DoRA", "PEFT DoRA", "PEFT LoRA")]
+        held, peak = (
+            ", ".join(
+                f"{cells[name][what] / 2**20:.1f}" for name in (REFERENCE, "DoRA", "PEFT DoRA")
+            )
+            for what in ("held", "peak")
+        )
+        share = f"{100 * rank / (2 * tokens):.1f} %"
+        lines.append(
+            f"| {features}, {tokens}, {rank} | {' | '.join(ratios)} | {held} | {peak} | {share} |"
+        )
+    return "\n".join(lines)

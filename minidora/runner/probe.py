@@ -1,0 +1,404 @@
+"""Run a learner's code and hand back plain data: the side of a check that touches the answer.
+
+A probe is a function of this file that calls the learner's function or class. It runs where the
+learner's code lives: in the notebook's kernel, or in the process that `minidora check` starts.
+What it found is packed into JSON and judged elsewhere (minidora/checks/core.py), so that a check
+reads the same data in a notebook and over a class, and that nothing a submission does in its own
+process can reach the verdict.
+
+Nothing in this file knows a right answer: a submission can read all of it.
+"""
+
+import base64
+import ctypes
+import inspect
+import linecache
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minidora.memory import LiveBytes
+
+LARGEST = 256 * 2**20
+"""Bytes of the largest tensor that a probe hands back."""
+
+
+# ---- Probes ----
+
+
+def call(answer: Callable[..., Any], *args: Any) -> Any:
+    """answer(*args). Raises Changed where an argument is not what it was before."""
+    before = [pack(argument) for argument in args]
+    result = answer(*args)
+    for index, argument in enumerate(args):
+        if pack(argument) != before[index]:
+            raise Changed(argument_name(answer, index))
+    return result
+
+
+def away(answer: Callable[..., Any], *args: Any) -> Any:
+    """answer(*args) where new tensors go to another device, unless the answer says which one.
+
+    It stands for a GPU where there is none: what was made without `device=` is on the meta device
+    then, away from the arguments, until it is moved.
+    """
+    with _Moves(), torch.device("meta"):  # type: ignore[no-untyped-call]
+        return answer(*args)
+
+
+class _Moves(TorchDispatchMode):
+    """Lets a tensor be moved off the meta device, as off any other; its numbers become zeros."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        to = (kwargs or {}).get("device")
+        if func is torch.ops.aten._to_copy.default and to is not None and args[0].is_meta:
+            dtype = kwargs.get("dtype") or args[0].dtype
+            return torch.zeros(args[0].shape, dtype=dtype, device=to)
+        return func(*args, **(kwargs or {}))
+
+
+def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
+    """Parameters of the module answer(*args) that are, or overlap, those of a module in args."""
+    given = [p for module in args if isinstance(module, nn.Module) for p in module.parameters()]
+    storages = {parameter.untyped_storage().data_ptr() for parameter in given}
+    return [
+        name
+        for name, parameter in answer(*args).named_parameters(remove_duplicate=False)
+        if parameter.untyped_storage().data_ptr() in storages
+    ]
+
+
+def build(answer: Callable[..., Any], *args: Any) -> Any:
+    """answer(*args) for a class that may change what it is given, as an adapter freezes its base.
+
+    Returns {"made": the object, "given": the arguments afterwards}.
+    """
+    made = answer(*args)
+    return {"made": made, "given": list(args)}
+
+
+def in_place(answer: Callable[..., Any], subject: Any, *args: Any) -> Any:
+    """The subject (a model, say) after answer(subject, *args), which is there to change it."""
+    answer(subject, *args)
+    return subject
+
+
+def gradients(
+    answer: Callable[..., Any], args: list[Any], wrt: list[int], cotangent: Tensor
+) -> dict[str, Any]:
+    """{"value": y, "gradients": [...]}: of sum(y * cotangent), for the arguments number wrt.
+
+    The list holds None for an argument that no gradient reaches.
+    """
+    leaves = list(args)
+    for index in wrt:
+        leaves[index] = args[index].detach().clone().requires_grad_()
+    value = answer(*leaves)
+    if isinstance(value, Tensor) and value.requires_grad:
+        torch.autograd.backward([value], [cotangent])
+    return {"value": value, "gradients": [leaves[index].grad for index in wrt]}
+
+
+def layer(
+    answer: Callable[..., nn.Module],
+    args: list[Any],
+    values: dict[str, Tensor],
+    x: Tensor,
+    cotangent: Tensor,
+) -> dict[str, Any]:
+    """Build answer(*args), run it on x, fill the named parameters, run it again, and backward
+    through sum(y * cotangent).
+
+    Returns {"module": ..., "start": the first y, "value": y, "x": the gradient of x,
+    "gradients": {name: gradient or None}}.
+    """
+    module = answer(*args)
+    with torch.no_grad():
+        start = module(x)
+        for name, value in values.items():
+            getattr(module, name).copy_(value)
+    x = x.detach().clone().requires_grad_()
+    value = module(x)
+    if isinstance(value, Tensor) and value.requires_grad:
+        torch.autograd.backward([value], [cotangent])
+    every = module.named_parameters(remove_duplicate=False)
+    grads = {name: parameter.grad if parameter.is_leaf else None for name, parameter in every}
+    return {"module": module, "start": start, "value": value, "x": x.grad, "gradients": grads}
+
+
+def cost(
+    answer: Callable[..., Any],
+    args: list[Any],
+    wrt: list[int],
+    cotangent: Tensor,
+    alone: bool = False,
+) -> dict[str, Any]:
+    """answer(*args), or answer.apply(*args) of an autograd.Function, with its bytes.
+
+    Args:
+        wrt: numbers of the arguments that need a gradient.
+        cotangent: the gradients are those of sum(y * cotangent).
+        alone: nobody but the answer holds its arguments, all of them tensors. What it keeps of
+            them counts as held then.
+
+    Returns:
+        "value": y; "held": bytes that the forward pass leaves behind beside y and the arguments;
+        "peak": the most that was alive at once in it; "gradients": one for each of wrt, or None;
+        "changed": numbers of the arguments that forward wrote into (if alone), and len(args) where
+        backward wrote into the cotangent.
+    """
+    leaves = list(args)
+    for index in wrt:
+        leaves[index] = args[index].detach().clone().requires_grad_()
+    changed = []
+    with LiveBytes() as live:
+        given = [leaf.clone() for leaf in leaves] if alone else leaves
+        value = getattr(answer, "apply", answer)(*given)
+        if alone:
+            pairs = enumerate(zip(given, leaves, strict=True))
+            changed = [index for index, pair in pairs if not torch.equal(*pair)]
+        del given
+    held = live.now
+    before = cotangent.clone()
+    if isinstance(value, Tensor):
+        held -= value.untyped_storage().nbytes()
+        if value.requires_grad:
+            torch.autograd.backward([value], [cotangent])
+    if not torch.equal(cotangent, before):
+        changed.append(len(args))
+    return {
+        "value": value,
+        "held": held,
+        "peak": live.peak,
+        "gradients": [leaves[index].grad for index in wrt],
+        "changed": changed,
+    }
+
+
+class Shifted(nn.Module):
+    """An adapter for any layer, whose parameters have no name that a learner could know."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inner = layer.requires_grad_(False)
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.gain = nn.Linear(1, 1)
+
+
+# ---- Running a probe ----
+
+
+def run(
+    answer: Any, probe: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """{"value": packed result}, or what went wrong: {"error": kind, "message": ..., "where": ...}.
+
+    The kinds are "not started", "changed" (an argument), "time" and "raised".
+    """
+    try:
+        with time_limit(seconds):
+            return {"value": pack(globals()[probe](answer, *args, **kwargs))}
+    except KeyboardInterrupt:  # a person stopped it
+        raise
+    except BaseException as error:
+        return describe(error)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """The error as a reply, with the last line of the learner's own code that it passed."""
+    where = learners_line(error.__traceback__)
+    message = " ".join(str(error).split())[:300]
+    kind = "raised"
+    if isinstance(error, Changed):
+        kind = "changed"
+    elif isinstance(error, TimeUp):
+        kind = "time"
+    elif isinstance(error, NotImplementedError) and "raise NotImpl" in where:
+        kind = "not started"  # the stub; torch raises the same class, but from its own line
+    else:
+        message = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return {"error": kind, "message": message, "where": where}
+
+
+def learners_line(trace: TracebackType | None) -> str:
+    """The deepest line outside of Python, its packages and minidora: "line 3: return x.nrom()"."""
+    library = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]), "<frozen", "<string>")
+    found = ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith(library) and "site-packages" not in name:
+            text = " ".join(linecache.getline(name, trace.tb_lineno).split())
+            cell = f"{name[1:-1]}, " if name.startswith("<cell ") else ""
+            found = f"{cell}line {trace.tb_lineno}" + (f": {text}" if text else "")
+        trace = trace.tb_next
+    return found
+
+
+def argument_name(answer: Callable[..., Any], index: int) -> str:
+    """The name that the learner gave to an argument."""
+    try:
+        return list(inspect.signature(answer).parameters)[index]
+    except (IndexError, TypeError, ValueError):
+        return f"argument {index + 1}"
+
+
+class Changed(Exception):
+    """A function changed what it was given."""
+
+
+class TimeUp(BaseException):
+    """Raised inside code that runs too long. No Exception, so `except Exception` lets it pass."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeUp in the code inside once its time is over, in any thread, also on Windows.
+
+    It arrives between two Python instructions, so a call that waits inside C (time.sleep) ends
+    first; a process of its own is stopped from outside (minidora/classroom/grade.py).
+    """
+    thread = ctypes.c_ulong(threading.get_ident())
+    over = threading.Event()
+
+    def watch() -> None:
+        pause = seconds
+        while not over.wait(pause):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeUp))
+            pause = 1.0  # and again, in case a bare `except:` inside a loop took it
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        try:
+            yield
+        finally:
+            over.set()
+    finally:  # twice, because TimeUp may arrive in between
+        over.set()
+        watcher.join()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+
+
+# ---- Plain data ----
+
+
+@dataclass
+class Other:
+    """Stands for a value that is no plain data; kind is the name of its class."""
+
+    kind: str
+
+
+@dataclass
+class Module:
+    """What a check may know of an nn.Module.
+
+    kinds: names of its class and of the classes it derives from.
+    parameters: by full name (by each, if it has several), with requires_grad. tensors: buffers and
+    plain tensors of the module itself. numbers: its own attributes and properties that are numbers.
+    modules: class names by full name.
+    training: whether each module, by full name, is in training mode.
+    """
+
+    kinds: list[str]
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
+    training: dict[str, bool] = field(default_factory=dict)
+
+
+def pack(value: Any) -> Any:
+    """As JSON data: None, numbers, text, tensors, modules, and lists, tuples and dicts of them."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return _pack_tensor(value)
+    if isinstance(value, list | tuple):
+        return {"tuple" if isinstance(value, tuple) else "list": [pack(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[str(key), pack(item)] for key, item in value.items()]}
+    if isinstance(value, nn.Module):
+        own = {**vars(value), **dict(value.named_buffers())}
+        tensors = {k: v for k, v in own.items() if isinstance(v, Tensor)}
+        computed = inspect.getmembers_static(type(value), lambda one: isinstance(one, property))
+        own |= {name: getattr(value, name) for name, _ in computed}
+        numbers = {k: v for k, v in own.items() if isinstance(v, int | float)}
+        children = dict(value.named_modules(remove_duplicate=False))
+        return {
+            "module": [kind.__name__ for kind in type(value).__mro__],
+            "parameters": pack(dict(value.named_parameters(remove_duplicate=False))),
+            "tensors": pack(tensors),
+            "numbers": pack(numbers),
+            "modules": {name: type(child).__name__ for name, child in children.items()},
+            "training": {name: bool(child.training) for name, child in children.items()},
+        }
+    return {"other": type(value).__name__}
+
+
+def unpack(data: Any) -> Any:
+    """The inverse of pack. Anything else than data that pack made raises some Exception."""
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if "tensor" in data:
+        return _unpack_tensor(data)
+    if "dict" in data:
+        return {str(key): unpack(item) for key, item in data["dict"]}
+    if "list" in data:
+        return [unpack(item) for item in data["list"]]
+    if "tuple" in data:
+        return tuple(unpack(item) for item in data["tuple"])
+    if "module" in data:
+        return Module(
+            kinds=[str(kind) for kind in data["module"]],
+            parameters=unpack(data["parameters"]),
+            tensors=unpack(data["tensors"]),
+            numbers=unpack(data["numbers"]),
+            modules={str(name): str(kind) for name, kind in data["modules"].items()},
+            training={str(name): bool(mode) for name, mode in data["training"].items()},
+        )
+    return Other(str(data["other"]))
+
+
+def _pack_tensor(tensor: Tensor) -> dict[str, Any]:
+    if tensor.layout != torch.strided or tensor.nbytes > LARGEST:
+        return {"other": f"{tensor.layout} tensor of shape {tuple(tensor.shape)}"}
+    plain = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
+    content = b""
+    if not tensor.is_meta:
+        flat = torch.empty(plain.numel(), dtype=plain.dtype)
+        flat.copy_(plain.reshape(-1))  # contiguous() keeps the stride of a single number
+        content = flat.view(torch.uint8).numpy().tobytes()
+    return {
+        "tensor": base64.b64encode(content).decode(),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "device": tensor.device.type,
+        "requires_grad": tensor.requires_grad,
+        "parameter": isinstance(tensor, nn.Parameter),
+    }
+
+
+def _unpack_tensor(data: dict[str, Any]) -> Tensor:
+    dtype = getattr(torch, data["dtype"])
+    if data["device"] == "meta":
+        tensor = torch.empty(data["shape"], dtype=dtype, device="meta")
+    else:
+        content = bytearray(base64.b64decode(data["tensor"]))
+        flat = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0)
+        tensor = flat.view(dtype) if content else flat.to(dtype)
+        tensor = tensor.reshape(data["shape"]).to(data["device"])
+    if data["parameter"]:
+        return nn.Parameter(tensor, requires_grad=bool(data["requires_grad"]))
+    return tensor.requires_grad_(bool(data["requires_grad"]))

@@ -1,0 +1,127 @@
+"""The figures of lesson 6: formulas against counted FLOPs, titles against their data."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minidora import DoRALinear, LoRALinear, plots, widgets
+from minidora.evidence import bench
+
+IN_PLACE = {torch.ops.aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1]}
+
+
+def title(figure: Figure) -> str:
+    """The title of the figure, or of its first axes, in one line."""
+    return (figure.get_suptitle() or figure.axes[0].get_title()).replace("\n", " ")
+
+
+def check(figure: Figure, *needed: str) -> None:
+    """The title says what is needed, the alternative text is there, and the figure can be drawn."""
+    for text in needed:
+        assert text in title(figure), title(figure)
+    assert len(str(figure.get_label())) > 60
+    figure.canvas.draw()
+
+
+def counted(forward: Callable[[Tensor], Tensor], tokens: int, in_features: int) -> int:
+    x = torch.randn(tokens, in_features, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        forward(x).sum().backward()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(("tokens", "in_", "out", "rank"), [(96, 64, 80, 8), (1, 48, 16, 4)])
+def test_step_flops_are_what_is_counted(tokens: int, in_: int, out: int, rank: int) -> None:
+    base = nn.Linear(in_, out, bias=False)
+    dora = DoRALinear(copy.deepcopy(base), rank, 2.0 * rank)
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "frozen nn.Linear": copy.deepcopy(base).requires_grad_(False),
+        "LoRA": LoRALinear(base, rank, 2.0 * rank),
+        "DoRA, ours": dora,
+        "DoRA, merged form": bench.SourceForm(copy.deepcopy(dora)),
+    }
+    pytest.importorskip("peft")
+    forms["DoRA, PEFT"] = bench._peft(dora, rank, 2.0 * rank, use_dora=True)
+    predicted = plots.step_flops(in_, out, rank, tokens)
+    assert {name: counted(form, tokens, in_) for name, form in forms.items()} == predicted
+
+
+def test_flops_by_tokens_says_what_the_norm_adds() -> None:
+    figure = plots.flops_by_tokens(512, 512, 64)
+    share = 100 * (2 * 512**2 * 64 + 2 * 64**2 * 1024)
+    share /= 4 * 1024 * 512**2 + 6 * 1024 * 64 * 1024
+    check(figure, "512 → 512, rank 64", f"adds {share:.2g} % to LoRA's step with 1,024 tokens")
+    ours = next(line for line in figure.axes[0].get_lines() if line.get_label() == "DoRA, ours")
+    values = list(ours.get_ydata())
+    assert values == sorted(values, reverse=True)  # the norm matters less, the more tokens
+    check(plots.flops_by_tokens(1, 1, 1), "1 → 1")
+
+
+def test_flops_widget_draws_the_chosen_layer() -> None:
+    box = widgets.flops_by_tokens()
+    *sliders, picture = box.children
+    before = picture.value
+    for slider, value in zip(sliders, (256, 2048, 4), strict=True):
+        slider.value = value
+    assert picture.value != before
+    assert "256 → 2048, rank 4" in picture.value
+
+
+COSTS = {
+    "LoRA": (100, 2**20, 4 * 2**20),
+    "the definition": (150, 16 * 2**20, 40 * 2**20),
+    "between": (120, 2**20, 2**20),
+    "the layer": (103, 2 * 2**20, 6 * 2**20),
+}
+
+
+def test_cost_ladder_names_both_ends() -> None:
+    figure = plots.cost_ladder(COSTS)
+    check(figure, "FLOPs 1.50 → 1.03 times", "held 16.0 → 2.0 MiB", "peak 40 → 6 MiB")
+    widths = [bar.get_width() for bar in figure.axes[1].patches]
+    assert widths == pytest.approx([1, 16, 1, 2])
+    assert "from the definition to the layer, beside LoRA" in str(figure.get_label())
+
+
+def test_bytes_alive_puts_the_end_of_the_forward_pass_at_one() -> None:
+    mib = 2**20
+    figure = plots.bytes_alive(
+        {
+            "first": ([mib, 2 * mib, 3 * mib, mib], 3),
+            "large": ([9 * mib, 5 * mib], 1),
+            "last": ([2 * mib, mib], 1),
+        }
+    )
+    check(figure, "first 3.0 MiB, large 9.0 MiB, last 2.0 MiB")
+    lines = figure.axes[0].get_lines()
+    assert list(lines[0].get_xdata()) == pytest.approx([0, 1 / 3, 2 / 3, 1, 2])
+    assert list(lines[0].get_ydata()) == pytest.approx([0, 1, 2, 3, 1])
+    assert list(lines[1].get_xdata()) == pytest.approx([0, 1, 2])
+
+
+def test_digits_lost_reports_the_residual_nearest_to_a_hundredth() -> None:
+    errors = {"formula": [1e-7, 1e-3, 0.1], "dense": [1e-8] * 3, "ours": [1e-7, 2e-7, 1e-6]}
+    figure = plots.digits_lost([1.0, 0.01, 0.001], errors, [1e-7, 1e-3, 0.1])
+    check(figure, "Where 1 % of W is left, formula is off by 1e-03, ours by 2e-07")
+    assert figure.axes[0].get_xlim()[0] > figure.axes[0].get_xlim()[1]
+
+
+def test_roundings_names_the_worst_and_the_best_form() -> None:
+    errors = {"coarse": {"near": 1.4, "far": 2.02}, "fine": {"near": 1.41, "far": 1.40}}
+    figure = plots.roundings(errors, {"coarse": 4, "fine": 2})
+    check(figure, "coarse: up to 2.02 times", "fine: 1.41")
+    assert "coarse, √4: 1.40 near, 2.02 far" in str(figure.get_label())
+    expected = [lines.get_segments()[0][0][0] for lines in figure.axes[0].collections]
+    assert expected == pytest.approx([2, 2**0.5])
+
+
+def test_scaling_paper_says_what_the_identity_matrix_costs() -> None:
+    figure = plots.scaling_paper({"one": (10.0, 6.0, 6.5, 5.0), "two": (10.0, 8.0, 8.0, 6.0)})
+    check(figure, "50 to 80 % of the time saved")
+    dense = figure.axes[0].get_lines()[1]
+    assert list(dense.get_xdata()) == pytest.approx([0.6, 0.8])

@@ -1,0 +1,207 @@
+"""What README.md tells people to type is typed here, or is `make test`, which runs these tests."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from minidora import doctor
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines]
+
+
+def test_every_command_is_run_here_or_by_ci():
+    assert commands() == [
+        "make lab",  # test_make_lab, with --no-browser
+        "make test",  # .ci/run
+        *PIP_LINES,  # test_pip_lines, test_jupyter_lab
+        "make demo",  # test_make_demo, with fewer seeds
+        "make doctor",  # test_make_doctor
+        ".venv/bin/minidora status",  # test_minidora_start_and_status
+        ".venv/bin/python -m minidora.evidence.pretrain",  # test_pretrain.py
+        ".venv/bin/python -m minidora.evidence.pretrain --evidence",
+    ]
+    assert "`make lab ARGS=--no-browser`" in README
+
+
+@pytest.fixture
+def installed():
+    """The commands install anew where pyproject.toml changed; a test must not."""
+    stale = subprocess.run(["make", "-q", "install"], cwd=ROOT, env=CLEAN, check=False).returncode
+    if stale or Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("needs the .venv of `make install`, up to date; `make test` has it")
+
+
+def run(command, **options):
+    return subprocess.run(
+        shlex.split(command), env=CLEAN, capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_make_demo(installed):
+    figure = ROOT / "demo/half_turn.png"
+    figure.unlink(missing_ok=True)
+    done = run("make demo ARGS=--seeds=2", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "pip install" not in done.stdout
+    accuracy = {
+        name: float(re.search(rf"{name} +│ +([\d.]+) ±", done.stdout)[1])
+        for name in ("frozen base", "full fine-tuning", "LoRA", "DoRA")
+    }
+    assert accuracy.pop("frozen base") < 60
+    assert min(accuracy.values()) > 90
+    assert figure.stat().st_size > 10_000
+
+
+def test_make_doctor(installed):
+    done = run("make doctor", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines if "to mend" not in line] == list(doctor.CHECKS)
+    assert last == "The course runs here."
+
+
+def test_minidora_start_and_status(installed, tmp_path):
+    """In another folder, so that a learner's own my-work/ is left alone."""
+    started = run(f"{ROOT}/.venv/bin/minidora start {tmp_path}/my-work", cwd=ROOT)
+    assert started.returncode == 0, started.stdout + started.stderr
+    names = {path.name for path in (ROOT / "exercises").glob("*.ipynb")}
+    assert {path.name for path in (tmp_path / "my-work/exercises").glob("*.ipynb")} == names
+    status = run(f"{ROOT}/.venv/bin/minidora status --folder {tmp_path}/my-work", cwd=ROOT)
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert "not started" in status.stdout
+
+
+# ---- JupyterLab, started, asked over this machine's own address, stopped ----
+# Both ways make my-work/, which git ignores and which stays: another process may be using it.
+
+
+def probe_jupyter(command, folder):
+    """The folder that a started JupyterLab opens in, and the paths of some it shows."""
+    (folder / "jupyter_server_config.json").write_text(
+        json.dumps({"ServerApp": {"open_browser": False, "allow_root": True}})
+    )
+    mine = {"JUPYTER_RUNTIME_DIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            shlex.split(command),
+            cwd=ROOT,
+            env=CLEAN | mine,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (servers := list(folder.glob("jpserver-*.json"))):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.2)
+        server = json.loads(servers[0].read_text())
+
+        def ask(path, method="GET"):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{server['port']}/{path}",
+                headers={"Authorization": f"token {server['token']}"},
+                method=method,
+            )
+            return urllib.request.urlopen(request, timeout=60).read()
+
+        while True:  # the file is written a little before the port answers
+            try:
+                ask("api")
+                break
+            except urllib.error.URLError:
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.2)
+        opened = re.search(r'"preferredPath": *"([^"]*)"', ask("lab").decode())[1]
+        found = [
+            entry["path"]
+            for path in ("notebooks", "my-work/notebooks", "my-work/exercises")
+            for entry in json.loads(ask(f"api/contents/{path}"))["content"]
+        ]
+        ask("api/shutdown", "POST")
+        process.wait(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "pip install" not in (folder / "log").read_text()
+    return opened, found
+
+
+def test_make_lab(installed, tmp_path):
+    opened, found = probe_jupyter("make lab ARGS=--no-browser", tmp_path)
+    assert opened.strip("/") == "my-work"
+    assert "my-work/notebooks/01_adam_memory.ipynb" in found
+    assert "my-work/exercises/03_dora_decomposition.ipynb" in found
+
+
+def test_jupyter_lab(installed, tmp_path):
+    assert run(PIP_LINES[2], cwd=ROOT).returncode == 0
+    assert (
+        "my-work/exercises/03_dora_decomposition.ipynb" in probe_jupyter(PIP_LINES[3], tmp_path)[1]
+    )
+
+
+# ---- By hand, with pip ----
+
+PIP_LINES = [
+    "python3 -m venv .venv",
+    ".venv/bin/pip install -e .",
+    ".venv/bin/minidora start",
+    ".venv/bin/jupyter lab",
+]
+
+
+def test_pip_lines(tmp_path):
+    """In a copy, offline: pip installs minidora alone, all else is in reach from here."""
+    for name in ("minidora", "minidora_command.py", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    environment = run(PIP_LINES[0], cwd=tmp_path)
+    assert environment.returncode == 0, environment.stderr
+    packages = next(tmp_path.glob(".venv/lib/python*/site-packages"))
+    here = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    (packages / "here.pth").write_text(f"{here}\n")
+    done = run(f"{PIP_LINES[1]} --no-index --no-deps --no-build-isolation", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    where = "import minidora, minidora_command; print(minidora.__file__)"
+    used = run(f"{tmp_path}/.venv/bin/python -c {shlex.quote(where)}", cwd=tmp_path / "minidora")
+    assert used.stdout.strip() == str(tmp_path / "minidora/__init__.py"), used.stderr
+    assert "doctor" in run(f"{tmp_path}/.venv/bin/minidora --help", cwd=tmp_path).stdout
+
+
+def test_python_example():
+    names = {}
+    exec(blocks("python")[0], names)
+    assert names["before"].accuracy < 60
+    assert names["after"].accuracy > 90
+
+
+def test_every_lesson_and_every_link_is_there():
+    lessons = {str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    links = set(re.findall(r"\]\(([^)]+)\)", README))
+    assert lessons <= links
+    assert [link for link in links if ":" not in link and not (ROOT / link).exists()] == []
