@@ -13,7 +13,7 @@ from typing import Any
 from minidora.checks import LESSONS
 from minidora.checks.core import Exercise, Lesson
 from minidora.classroom.authoring import BEGIN, END
-from minidora.classroom.grade import Notebook, read_notebook
+from minidora.classroom.notebook import Notebook, read_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "my-work"

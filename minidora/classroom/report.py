@@ -10,7 +10,8 @@ from minidora.checks import LESSONS
 from minidora.checks.core import Exercise, Lesson
 from minidora.classroom import folder as folders
 from minidora.classroom import submissions
-from minidora.classroom.grade import Limits, Notebook, Result, judge
+from minidora.classroom.grade import Limits, Result, judge
+from minidora.classroom.notebook import Notebook
 from minidora.runner.process import WorkerPool
 
 STYLES = {"done": "green", "failing": "red", "not started": "dim", "missing": "yellow"}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from minidora.checks import LESSONS, Lesson
 from minidora.classroom.folder import ROOT
-from minidora.classroom.grade import Limits, Notebook, Result, judge, read_notebook
+from minidora.classroom.grade import Limits, Result, judge
+from minidora.classroom.notebook import Notebook, read_notebook
 from minidora.runner.process import WorkerPool
 
 COLUMNS = ("student", "notebook", "exercise", "title", "state", "points", "max_points", "message")

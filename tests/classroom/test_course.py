@@ -16,6 +16,7 @@ from minidora import checks, cli
 from minidora.checks.core import WIDTH
 from minidora.classroom import authoring, grade, report
 from minidora.classroom import folder as folders
+from minidora.classroom.notebook import is_stub, read_notebook
 from minidora.runner import process
 from minidora.runner.process import WorkerPool
 from minidora.runner.worker import CAN_FORK
@@ -334,7 +335,7 @@ def test_bare_stubs_are_not_run(work: Work, monkeypatch: Any) -> None:
     ],
 )  # fmt: skip
 def test_what_a_stub_is(source: str, stub: bool) -> None:
-    assert grade.is_stub(source) is stub
+    assert is_stub(source) is stub
 
 
 def test_a_stub_whose_methods_come_from_another_cell_is_run(
@@ -342,8 +343,8 @@ def test_a_stub_whose_methods_come_from_another_cell_is_run(
 ) -> None:
     cell = {"cell_type": "code", "source": "DoRALinear.forward = lambda self, x: x", "metadata": {}}
     work.change(lambda cells: cells.append(cell))
-    notebook = grade.read_notebook(work.path)
-    untouched = {one.name: notebook.untouched(one) for one in LESSON.exercises}
+    copy = read_notebook(work.path)
+    untouched = {one.name: copy.untouched(one) for one in LESSON.exercises}
     assert untouched == {one.name: one.name != "dora_linear" for one in LESSON.exercises}
 
 
