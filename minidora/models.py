@@ -125,7 +125,7 @@ CHECKPOINT = Path(__file__).with_name("checkpoints") / "chargpt.safetensors"
 
 
 def load_pretrained(device: torch.device | str = "cpu") -> CharGPT:
-    """The CharGPT that `python -m minidora.evidence.pretrain` trained on Python's documentation."""
+    """The CharGPT that `minidora evidence pretrain` trained on Python's documentation."""
     from safetensors.torch import load_file
 
     model = CharGPT()

@@ -67,7 +67,7 @@ def select(
     if not found:
         raise ValueError(
             f"no run {purpose!r} of {method!r} on {targets!r} is there: "
-            "python -m minidora.evidence.pretrain --evidence makes it"
+            "`minidora evidence run` makes it"
         )
     return sorted(found, key=lambda run: run["seed"])
 

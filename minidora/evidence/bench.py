@@ -5,8 +5,8 @@ closed form before anything is timed. A round times each contender once, so that
 machine slows all of them; a ratio is taken within a round, its median and quartiles are reported.
 Bytes are counted from the storages that operations make (memory.LiveBytes).
 
-    minidora bench                 # all shapes, float32 on a CPU, bf16 on a GPU
-    minidora bench --quick         # two shapes, for a look
+    minidora bench layers            # all shapes, float32 on a CPU, bf16 on a GPU
+    minidora bench layers --quick    # two shapes, for a look
 """
 
 import copy
@@ -287,7 +287,7 @@ def _synchronize(device: torch.device) -> None:
 def run(
     cases: list[Case], device: torch.device, compiled: bool = False, budget: float = 4.0
 ) -> dict[str, Any]:
-    """Run cases and return what `minidora bench` writes: the machine and a list of results."""
+    """Run cases; what `minidora bench layers` writes: the machine and a list of results."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     results = [
         asdict(result)

@@ -70,7 +70,7 @@ class Record:
         if not wanted <= done:
             raise ValueError(
                 f"the evidence is not complete, {len(done)} runs are there: "
-                "python -m minidora.evidence.pretrain --evidence makes the rest"
+                "`minidora evidence run --output minidora/evidence/runs.jsonl` makes the rest"
             )
         return runs
 

@@ -1,7 +1,7 @@
 """Make what lesson 5 stands on: the pretrained CharGPT, and the evidence over many seeds.
 
-    python -m minidora.evidence.pretrain                  # the checkpoint: half an hour on 2 cores
-    python -m minidora.evidence.pretrain --evidence       # all runs, resumable: one to two hours
+    minidora evidence pretrain      # the checkpoint: half an hour on 2 cores
+    minidora evidence run           # all runs, resumable: one to two hours
 
 A run adapts the pretrained model from documentation to source code and records how magnitude and
 direction moved. Each run is one line of a .jsonl file; what is in it already is not run again, so
@@ -24,7 +24,7 @@ from minidora.adapt import adapt, count_parameters
 from minidora.data import load_text, split_text
 from minidora.dora import DoRALinear, dora_weight
 from minidora.geometry import Tracker
-from minidora.models import CHECKPOINT, CharGPT, load_pretrained
+from minidora.models import CharGPT, load_pretrained
 from minidora.training import evaluate_text, fit_text
 
 EVIDENCE = Path(__file__).with_name("runs.jsonl")
@@ -79,10 +79,11 @@ def texts(name: str) -> tuple[Tensor, Tensor, Tensor]:
     return train, validation, test
 
 
-def pretrain() -> CharGPT:
-    """Train CharGPT on the documentation and save it with its loss curve beside it."""
+def pretrain(path: Path) -> CharGPT:
+    """Train CharGPT on the documentation and save it, with its loss curve beside it (.json)."""
     from safetensors.torch import save_file
 
+    path.parent.mkdir(parents=True, exist_ok=True)  # rather now than after half an hour
     train, validation, _ = texts("documentation")
     torch.manual_seed(0)
     model = CharGPT()
@@ -90,8 +91,7 @@ def pretrain() -> CharGPT:
     losses = fit_text(
         model, train, steps=PRETRAIN_STEPS, learning_rate=3e-3, batch_size=32, weight_decay=0.1
     )
-    CHECKPOINT.parent.mkdir(exist_ok=True)
-    save_file(model.state_dict(), CHECKPOINT)
+    save_file(model.state_dict(), path)
     curve = {
         "steps": PRETRAIN_STEPS,
         "every": 20,
@@ -100,7 +100,7 @@ def pretrain() -> CharGPT:
         "minutes": round((time.perf_counter() - start) / 60, 1),
         "torch": torch.__version__,
     }
-    CHECKPOINT.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
     return model
 
 
@@ -198,10 +198,9 @@ def read_results(path: Path | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def collect(path: Path | None = None, workers: int = 2) -> None:
-    """Run what the file, EVIDENCE if None, does not hold yet: first the tuning, then the rest."""
-    path = path or EVIDENCE
-    path.parent.mkdir(exist_ok=True)
+def collect(path: Path, workers: int = 2) -> None:
+    """Run what the file does not hold yet: first the tuning, then the rest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     _run_missing(list(tuning_runs()), path, workers)
     _run_missing(list(evidence_runs(best_rates(read_results(path)))), path, workers)
 
@@ -219,22 +218,3 @@ def _run_missing(runs: list[Run], path: Path, workers: int) -> None:
         for row in tqdm(pool.map(execute, missing), total=len(missing), desc="runs"):
             file.write(json.dumps(row) + "\n")
             file.flush()
-
-
-def main() -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, prog="python -m minidora.evidence.pretrain"
-    )
-    parser.add_argument("--evidence", action="store_true", help="run the evidence of lesson 5")
-    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    arguments = parser.parse_args()
-    if arguments.evidence:
-        collect(workers=arguments.workers)
-    else:
-        pretrain()
-
-
-if __name__ == "__main__":
-    main()

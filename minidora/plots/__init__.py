@@ -1746,7 +1746,7 @@ BENCH_STYLE = {
 
 
 def bench_ratios(report: Mapping[str, Any]) -> Figure:
-    """Times of a `minidora bench` report as ratios to our LoRA, training step and one token."""
+    """Times of `minidora bench layers` as ratios to our LoRA, for a training step and one token."""
     results = report["results"]
     works = ("training step", "one token")
     keys = list(dict.fromkeys((r["features"], r["tokens"], r["rank"]) for r in results))

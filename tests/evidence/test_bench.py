@@ -98,7 +98,7 @@ def test_the_command_writes_json_and_a_figure(
     monkeypatch.setattr(bench, "QUICK", [CASE])
     monkeypatch.setenv("MINIDORA_DEVICE", "cpu")
     result = CliRunner().invoke(
-        app, ["bench", "--quick", "--budget", "0", "--output", str(tmp_path)]
+        app, ["bench", "layers", "--quick", "--budget", "0", "--output", str(tmp_path)]
     )
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "cpu-eager.json").read_text())

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from typer.testing import CliRunner
 
 from minidora.adapt import adapt
+from minidora.cli import app
 from minidora.data import (
     CHARACTERS,
     TEXTS,
@@ -207,20 +209,22 @@ def test_both_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pretrain, "ProcessPoolExecutor", InProcess)
     for name, value in {
         "STEPS": 1, "RECORD_AT": (1,), "PRETRAIN_STEPS": 40, "TUNING_SEEDS": (100,),
-        "SEEDS": (0,), "RANK_SEEDS": (0,), "RANKS": (1, 8), "EVIDENCE": tmp_path / "e/runs.jsonl",
-        "CHECKPOINT": tmp_path / "c/model.safetensors",
+        "SEEDS": (0,), "RANK_SEEDS": (0,), "RANKS": (1, 8),
     }.items():  # fmt: skip
         monkeypatch.setattr(pretrain, name, value)
 
-    monkeypatch.setattr("sys.argv", ["pretrain"])
-    pretrain.main()
+    def evidence(*arguments: str) -> None:
+        result = CliRunner().invoke(app, ["evidence", *arguments])
+        assert result.exit_code == 0, result.output
+
+    evidence("pretrain", "--output", str(tmp_path / "c/model.safetensors"))
     curve = json.loads((tmp_path / "c/model.json").read_text())
     assert len(curve["losses"]) == 2
     assert curve["losses"][1] < curve["losses"][0]
     assert (tmp_path / "c/model.safetensors").stat().st_size == CHECKPOINT.stat().st_size
 
-    monkeypatch.setattr("sys.argv", ["pretrain", "--evidence", "--workers", "1"])
-    pretrain.main()
+    run = ("run", "--workers", "1", "--output", str(tmp_path / "e/runs.jsonl"))
+    evidence(*run)
     rows = pretrain.read_results(tmp_path / "e/runs.jsonl")
     rates = pretrain.best_rates(rows)
     assert [row["purpose"] for row in rows] == ["tune"] * 20 + ["compare"] * 5 + ["gradient"] + [
@@ -230,5 +234,5 @@ def test_both_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyP
         method = row["method"].split(",")[0]
         assert row["learning_rate"] == rates[method, row["targets"]]
     before = (tmp_path / "e/runs.jsonl").read_text()
-    pretrain.main()  # nothing is missing
+    evidence(*run)  # nothing is missing
     assert (tmp_path / "e/runs.jsonl").read_text() == before

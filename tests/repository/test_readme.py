@@ -39,8 +39,8 @@ def test_every_command_is_run_here_or_by_ci():
         "make demo",  # test_make_demo, with fewer seeds
         "make doctor",  # test_make_doctor
         ".venv/bin/minidora status",  # test_minidora_start_and_status
-        ".venv/bin/python -m minidora.evidence.pretrain",  # test_pretrain.py
-        ".venv/bin/python -m minidora.evidence.pretrain --evidence",
+        ".venv/bin/minidora evidence pretrain",  # test_pretrain.py
+        ".venv/bin/minidora evidence run",
     ]
     assert "`make lab ARGS=--no-browser`" in README
 
