@@ -18,16 +18,16 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from minidora.dora import DoRALinear
-from minidora.lora import LoRALinear, check_arguments
+from minidora.lora import Adapter, LoRALinear, check_numbers
 
-METHODS: dict[str, type[LoRALinear]] = {"lora": LoRALinear, "dora": DoRALinear}
+METHODS: dict[str, type[Adapter]] = {"lora": LoRALinear, "dora": DoRALinear}
 Number = TypeVar("Number", int, float)
 HEADS = ("lm_head", "head", "fc", "classifier")
 
 
 def adapt(
     model: nn.Module,
-    method: str = "dora",
+    method: str | type[Adapter] = "dora",
     *,
     rank: int = 8,
     alpha: float = 16.0,
@@ -42,7 +42,7 @@ def adapt(
 
     Args:
         model: any module that holds nn.Linear layers. It is changed and returned.
-        method: "lora" or "dora".
+        method: "lora", "dora", or a class of adapters: one that derives from LoRALinear, say.
         rank, alpha, dropout, use_rslora: as in LoRALinear, for every layer.
         target_modules: a list matches exact names or ends of names ("q_proj" matches
             "layers.0.q_proj"), a string is a regular expression for the whole name, and
@@ -56,9 +56,11 @@ def adapt(
         ValueError: an unknown method, a bad number, a name that matches nothing, or a model that
             is adapted already. The model is left as it was.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    layer_class = METHODS[method]
+    layer_class = METHODS.get(method) if isinstance(method, str) else method
+    if not (isinstance(layer_class, type) and issubclass(layer_class, Adapter)):
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)} or a class of adapters, got {method!r}"
+        )
     if isinstance(model, nn.Linear):
         raise TypeError(
             "the model is itself an nn.Linear and cannot be replaced inside itself: "
@@ -75,12 +77,13 @@ def adapt(
     bases = {name: model.get_submodule(name) for name in names}
     for name, base in bases.items():  # all checks come before the first change
         try:
-            check_arguments(base, ranks[name], alphas[name], dropout)
+            layer_class.check_base(base)
+            check_numbers(ranks[name], alphas[name], dropout)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
 
     # A layer that stands in the model under two names is wrapped once and stays shared.
-    layers: dict[int, LoRALinear] = {}
+    layers: dict[int, Adapter] = {}
     model.requires_grad_(False)
     for name, base in bases.items():
         if id(base) not in layers:
@@ -131,7 +134,7 @@ def select_targets(
 
 
 def merge(model: nn.Module) -> None:
-    """Let every adapted layer answer with one weight W' (see LoRALinear.merge).
+    """Let every adapted layer answer with one weight W' (see Adapter.merge).
 
     Raises:
         ValueError: no adapted layer, or a W' that is not finite; then no layer is merged by it.
@@ -169,7 +172,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
         # A new parameter: a weight tied to this one elsewhere (an embedding) keeps its values.
         layer.base.weight = nn.Parameter(layer.merged_weight, requires_grad=False)
         if not name:
-            return layer.base
+            plain: nn.Module = layer.base
+            return plain
     for name, layer in layers:
         model.set_submodule(name, layer.base.train(layer.training))
     return model
@@ -217,14 +221,14 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(trainable, total, 100.0 * trainable / total if total else 0.0)
 
 
-def adapter_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     """(name, layer) of every adapted layer, under each of its names; "" for the model itself."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LoRALinear):
+        if isinstance(module, Adapter):
             yield name, module
 
 
-def _require_layers(model: nn.Module) -> list[tuple[str, LoRALinear]]:
+def _require_layers(model: nn.Module) -> list[tuple[str, Adapter]]:
     layers = list(adapter_layers(model))
     if not layers:
         raise ValueError(

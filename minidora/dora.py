@@ -196,8 +196,7 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if hasattr(self, "magnitude"):  # not yet there while LoRALinear.__init__ runs
-            self.magnitude.copy_(row_norm(self.base.weight))
+        self.magnitude.copy_(row_norm(self.base.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled or self.merged:
@@ -257,6 +256,13 @@ class DoRALinear(LoRALinear):
         return {**self.__dict__, "cached_g": None}  # a copy outlives the context
 
 
+def _refuse_loading(module: nn.Module, *_: Any) -> None:
+    """A copy of a model takes this hook along, but not cached_g: there it does nothing."""
+    for layer in module.modules():
+        if isinstance(layer, DoRALinear) and layer.cached_g is not None:
+            layer._refuse_while_cached("load_state_dict", "leave the context first")
+
+
 @contextmanager
 def cached_scale(model: nn.Module) -> Iterator[None]:
     """Within it every DoRALinear of a model in evaluation mode uses a g computed once, here.
@@ -275,12 +281,9 @@ def cached_scale(model: nn.Module) -> Iterator[None]:
     if any(layer.training for layer in layers):
         raise ValueError("cached_scale is for evaluation: call model.eval() first")
 
-    def refuse(*_: Any) -> None:
-        layers[0]._refuse_while_cached("load_state_dict", "leave the context first")
-
     # On every module, so that whichever is loaded refuses before it has changed anything.
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [module.register_load_state_dict_pre_hook(refuse) for module, _ in modes]
+    hooks = [module.register_load_state_dict_pre_hook(_refuse_loading) for module, _ in modes]
     before = [layer.cached_g for layer in layers]
     try:
         with torch.no_grad():

@@ -14,7 +14,7 @@ References:
 import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,31 +29,17 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Keep matrix products in their own dtype: autocast would round them to half precision."""
     # The meta device has no autocast; and where it is off, switching it off takes 0.1 ms.
-    available = torch.amp.is_autocast_available(device.type)
-    if not (available and torch.is_autocast_enabled(device.type)):
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def check_arguments(base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
-    """Refuse what cannot be adapted; warn of a rank that saves nothing.
+def check_numbers(rank: int, alpha: float, dropout: float) -> None:
+    """Refuse what no kind of adapter can take.
 
     Raises:
-        TypeError: base is no nn.Linear.
-        ValueError: rank, alpha or dropout is out of range, or the weight is not floating point.
+        ValueError: rank, alpha or dropout is out of range.
     """
-    if isinstance(base, LoRALinear):
-        raise TypeError(
-            f"base is already adapted ({type(base).__name__}): merge_and_unload the model first, "
-            "or start again from the plain one"
-        )
-    if not isinstance(base, nn.Linear):
-        raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
-    if not base.weight.is_floating_point():
-        raise ValueError(
-            f"base.weight must be floating point (float64, float32, bfloat16, float16), "
-            f"got {base.weight.dtype}: dequantize it first"
-        )
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
     if not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
@@ -63,43 +49,165 @@ def check_arguments(base: nn.Module, rank: int, alpha: float, dropout: float) ->
         )
     if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-    if rank > min(base.in_features, base.out_features):
-        warnings.warn(
-            f"rank {rank} is above min(in_features, out_features) = "
-            f"{min(base.in_features, base.out_features)}: B A can be any matrix already at that "
-            "rank, so the extra rank only costs memory",
-            stacklevel=3,
-        )
 
 
-class LoRALinear(nn.Module):
-    """An nn.Linear, frozen, with a trainable low-rank update beside it.
+class Adapter(nn.Module):
+    """A frozen layer with a trainable update of its weight: what every kind of adapter shares.
 
-        y = x W^T + s (drop(x) A^T) B^T + bias,    s = alpha / rank
+    The layer answers in one of three ways: alone (enabled is False), with a weight W' computed
+    once (merged), or with W and the update side by side. A kind of adapter, such as LoRALinear,
+    creates its parameters and defines forward, reset_parameters and adapted_weight.
 
     Args:
-        base: the layer to adapt; its parameters are frozen in place.
+        base: the layer to adapt, of the class named in adapts; its parameters are frozen in place.
         rank: inner size of the update, at least 1.
         alpha: numerator of the scaling s, above 0.
         dropout: probability that an input of the low-rank path is zeroed in training, in [0, 1).
         use_rslora: s = alpha / sqrt(rank) instead of alpha / rank.
 
     Attributes:
-        base: the frozen nn.Linear; base.weight is always the original W, also when merged.
-        lora_A: (rank, in), Kaiming-uniform with a = sqrt(5), so uniform on +-1/sqrt(in).
-        lora_B: (out, rank), zero. Both are float32, or float64 over a float64 base.
+        base: the frozen layer; base.weight is always the original W, also when merged.
         scaling: s.
         enabled: False lets the base layer answer alone (see disable_adapters).
 
-    Shapes: x (..., in) -> y (..., out), in the dtype that base would return.
-
     Raises:
-        TypeError, ValueError: see check_arguments.
+        TypeError, ValueError: see check_base and check_numbers.
     """
 
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
+    adapts: ClassVar[type[nn.Module]]  # the class of the layers that this kind of adapter takes
+    base: Any  # one of these layers; a kind of adapter says which
     merged_weight: Tensor | None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+    ) -> None:
+        super().__init__()
+        self.check_base(base)
+        check_numbers(rank, alpha, dropout)
+        self.base = base
+        most = min(self.base.weight.shape[0], self.base.weight[0].numel())
+        if rank > most:
+            warnings.warn(
+                f"rank {rank} is above min(in_features, out_features) = {most}: B A can be any "
+                "matrix already at that rank, so the extra rank only costs memory",
+                stacklevel=3,
+            )
+        base.requires_grad_(False)
+        self.rank = rank
+        self.alpha = alpha
+        self.scaling = alpha / math.sqrt(rank) if use_rslora else alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.enabled = True
+        # Not persistent: a saved layer always holds W and the adapter, never W' beside the adapter.
+        self.register_buffer("merged_weight", None, persistent=False)
+
+    @classmethod
+    def check_base(cls, base: nn.Module) -> None:
+        """Refuse a layer that this kind of adapter cannot wrap.
+
+        Raises:
+            TypeError: base is adapted already, or not an instance of cls.adapts.
+            ValueError: its weight is not floating point.
+        """
+        if isinstance(base, Adapter):
+            raise TypeError(
+                f"base is already adapted ({type(base).__name__}): merge_and_unload the model "
+                "first, or start again from the plain one"
+            )
+        if not isinstance(base, cls.adapts):
+            raise TypeError(f"base must be an nn.{cls.adapts.__name__}, got {type(base).__name__}")
+        weight: Any = base.weight
+        if not weight.dtype.is_floating_point:
+            raise ValueError(
+                f"base.weight must be floating point (float64, float32, bfloat16, float16), "
+                f"got {weight.dtype}: dequantize it first"
+            )
+
+    def reset_parameters(self) -> None:
+        """Start anew, at W' = W. Also fills a layer built on the meta device."""
+        raise NotImplementedError
+
+    def adapted_weight(self) -> Tensor:
+        """W', in the shape of W and in float32 or float64, before it is rounded to W's dtype."""
+        raise NotImplementedError
+
+    def effective_weight(self) -> Tensor:
+        """W', in the shape and dtype of W: the weight this layer acts with, merged or not."""
+        if self.merged_weight is not None:
+            return self.merged_weight
+        dtype: torch.dtype = self.base.weight.dtype
+        return self.adapted_weight().to(dtype)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Compute W' once and answer with it. W is kept beside it, so unmerge is exact.
+
+        W' does not follow later changes of the adapter or W: unmerge to train on. Merging again
+        computes it anew.
+
+        Raises:
+            ValueError: W' has values that are not finite; nothing is changed.
+        """
+        weight = self.adapted_weight().to(self.base.weight.dtype)
+        if not weight.is_meta and not weight.isfinite().all():
+            bad = int((~weight.isfinite()).sum())
+            raise ValueError(
+                f"merging would give {bad} of {weight.numel()} weights that are not finite "
+                f"(in {weight.dtype}): the adapter has diverged or does not fit that dtype; "
+                "the layer is left as it was"
+            )
+        self.merged_weight = weight
+
+    def unmerge(self) -> None:
+        """Forget W' and answer with W and the adapter again. Exact: W was never changed."""
+        self.merged_weight = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the layer answers with a weight that merge() computed."""
+        return self.merged_weight is not None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unmerge()  # W' belongs to the values that are being replaced
+        super()._load_from_state_dict(*args, **kwargs)
+
+    # Some modules read a layer instead of calling it (nn.MultiheadAttention, the fast path of
+    # nn.TransformerEncoderLayer). They get the weight that this layer acts with.
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = self.effective_weight() if self.enabled else self.base.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = self.base.bias
+        return bias
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}, merged={self.merged}"
+
+
+class LoRALinear(Adapter):
+    """An nn.Linear, frozen, with a trainable low-rank update beside it.
+
+        y = x W^T + s (drop(x) A^T) B^T + bias,    s = alpha / rank
+
+    Args and errors: as Adapter, for a base that is an nn.Linear.
+
+    Attributes:
+        lora_A: (rank, in), Kaiming-uniform with a = sqrt(5), so uniform on +-1/sqrt(in).
+        lora_B: (out, rank), zero. Both are float32, or float64 over a float64 base.
+
+    Shapes: x (..., in) -> y (..., out), in the dtype that base would return.
+    """
+
+    adapts = nn.Linear
+    base: nn.Linear
 
     def __init__(
         self,
@@ -109,20 +217,11 @@ class LoRALinear(nn.Module):
         dropout: float = 0.0,
         use_rslora: bool = False,
     ) -> None:
-        super().__init__()
-        check_arguments(base, rank, alpha, dropout)
-        self.base = base.requires_grad_(False)
-        self.rank = rank
-        self.alpha = alpha
-        self.scaling = alpha / math.sqrt(rank) if use_rslora else alpha / rank
-        self.dropout = nn.Dropout(dropout)
-        self.enabled = True
+        super().__init__(base, rank, alpha, dropout, use_rslora)
         device, dtype = base.weight.device, wide_dtype(base.weight.dtype)
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(base.out_features, rank, device=device, dtype=dtype))
-        # Not persistent: a saved layer always holds W and the adapter, never W' beside the adapter.
-        self.register_buffer("merged_weight", None, persistent=False)
-        self.reset_parameters()
+        LoRALinear.reset_parameters(self)  # a subclass resets what it adds where it creates it
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -152,59 +251,10 @@ class LoRALinear(nn.Module):
         with no_autocast(self.lora_A.device):
             return self.scaling * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))
 
-    def effective_weight(self) -> Tensor:
-        """W', (out, in), in the dtype of W: the weight this layer acts with, merged or not."""
-        if self.merged_weight is not None:
-            return self.merged_weight
-        return self.adapted_weight().to(self.base.weight.dtype)
-
     def adapted_weight(self) -> Tensor:
         """W + s B A, (out, in), in float32 or float64, before it is rounded to the dtype of W."""
         delta = self.delta_weight()
         return self.base.weight.to(delta.dtype) + delta
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Compute W' once and answer with it. W is kept beside it, so unmerge is exact.
-
-        W' does not follow later changes of A, B or W: unmerge to train on. Merging again
-        computes it anew.
-
-        Raises:
-            ValueError: W' has values that are not finite; nothing is changed.
-        """
-        weight = self.adapted_weight().to(self.base.weight.dtype)
-        if not weight.is_meta and not weight.isfinite().all():
-            bad = int((~weight.isfinite()).sum())
-            raise ValueError(
-                f"merging would give {bad} of {weight.numel()} weights that are not finite "
-                f"(in {weight.dtype}): the adapter has diverged or does not fit that dtype; "
-                "the layer is left as it was"
-            )
-        self.merged_weight = weight
-
-    def unmerge(self) -> None:
-        """Forget W' and answer with W and the adapter again. Exact: W was never changed."""
-        self.merged_weight = None
-
-    @property
-    def merged(self) -> bool:
-        """Whether the layer answers with a weight that merge() computed."""
-        return self.merged_weight is not None
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unmerge()  # W' belongs to the values that are being replaced
-        super()._load_from_state_dict(*args, **kwargs)
-
-    # Some modules read a linear layer instead of calling it (nn.MultiheadAttention, the fast path
-    # of nn.TransformerEncoderLayer). They get the weight that this layer acts with.
-    @property
-    def weight(self) -> Tensor:
-        return self.effective_weight() if self.enabled else self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
 
     @property
     def in_features(self) -> int:
@@ -213,6 +263,3 @@ class LoRALinear(nn.Module):
     @property
     def out_features(self) -> int:
         return self.base.out_features
-
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, scaling={self.scaling:g}, merged={self.merged}"

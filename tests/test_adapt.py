@@ -85,6 +85,27 @@ def test_adapts_in_place_equals_the_base_and_trains_adapters_alone(method: str, 
     assert trainable == {"lora_A", "lora_B"} | ({"magnitude"} if method == "dora" else set())
 
 
+def test_a_class_of_adapters_is_a_method() -> None:
+    class Negated(LoRALinear):
+        def adapted_weight(self) -> Tensor:
+            return self.base.weight - self.delta_weight()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.effective_weight(), self.base.bias)
+
+    model, pretrained = adapt(Model(), Negated, rank=2, alpha=3.0), Model()
+    for name, layer in adapter_layers(model):
+        assert type(layer) is Negated
+        layer.lora_B.data.normal_()
+        plain = pretrained.get_submodule(name)
+        plain.weight.data -= 1.5 * layer.lora_B.data @ layer.lora_A.data
+    expected = pretrained(TOKENS)
+    torch.testing.assert_close(model(TOKENS), expected)
+    minidora.merge(model)
+    torch.testing.assert_close(model(TOKENS), expected)
+    torch.testing.assert_close(minidora.merge_and_unload(model)(TOKENS), expected)
+
+
 def test_p19_a_step_changes_the_adapters_and_nothing_else() -> None:
     model = Model()
     adapt(model, rank=2, alpha=3.0)
@@ -154,7 +175,16 @@ def test_rank_and_alpha_patterns() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "dorra"}, ValueError, "method must be one of lora, dora, got 'dorra'"),
+        (
+            {"method": "dorra"},
+            ValueError,
+            "method must be one of lora, dora or a class of adapters, got 'dorra'",
+        ),
+        (
+            {"method": nn.Linear},
+            ValueError,
+            "method must be one of lora, dora or a class of adapters, got <class 'torch.*Linear'>",
+        ),
         ({"rank": 0}, ValueError, r"layers.0.q_proj: rank must .* got 0"),
         ({"rank_pattern": {"up_proj": 2.5}}, ValueError, r"layers.0.up_proj: rank .* got 2.5"),
         ({"alpha": math.nan}, ValueError, "alpha must be a finite number above 0, got nan"),

@@ -6,6 +6,7 @@ asserted does not depend on the machine. Times are never asserted: see `minidora
 
 import copy
 import gc
+import io
 from collections.abc import Callable
 
 import pytest
@@ -159,11 +160,24 @@ def test_cached_scale_wants_an_evaluated_dora_model() -> None:
     assert net[0].cached_g is None
 
 
-def test_a_copy_made_within_cached_scale_does_not_keep_it() -> None:
+def saved_and_loaded(net: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_made_within_cached_scale_is_free_of_it(
+    copied: Callable[[nn.Module], nn.Module],
+) -> None:
     net, x = model(), torch.randn(5, 6)
     with cached_scale(net):
-        twin = copy.deepcopy(net)
+        twin = copied(net)
     twin[0].magnitude.data.mul_(3)
     v = twin[0].base.weight + twin[0].delta_weight()
     expected: Tensor = x @ ((twin[0].magnitude / row_norm(v))[:, None] * v).T + twin[0].base.bias
     torch.testing.assert_close(twin[0](x), expected)
+    twin.train().load_state_dict(net.state_dict())
+    torch.testing.assert_close(twin(x), net(x))
