@@ -94,6 +94,16 @@ class Point(NamedTuple):
     delta_direction: float
 
 
+class Dot(NamedTuple):
+    """A Point of one run among several: a dot of the paper's figure 2."""
+
+    seed: int
+    layer: str
+    step: int
+    delta_magnitude: float
+    delta_direction: float
+
+
 class Tracker:
     """Record Delta M and Delta D of chosen layers while a model trains.
 

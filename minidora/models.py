@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+"""The layers that the DoRA paper adapts in LLaMA (Table 8)."""
+
 
 class MultilayerPerceptron(nn.Module):
     """Three linear layers with a ReLU between them, as in the notebook this course grew from.
@@ -50,8 +53,7 @@ class MultilayerPerceptron(nn.Module):
 class Block(nn.Module):
     """Causal self-attention, then a two-layer MLP; each reads a normalized copy of the stream.
 
-    Its linear layers bear the names that the DoRA paper targets: q_proj, k_proj, v_proj, up_proj,
-    down_proj (and o_proj, which it leaves out).
+    Its linear layers bear the names of PAPER_TARGETS (and o_proj, which the paper leaves out).
     """
 
     def __init__(self, width: int, heads: int) -> None:

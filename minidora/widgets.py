@@ -1,4 +1,4 @@
-"""Sliders over the figures of plots.py, under the same names.
+"""Sliders over the figures of plots, under the same names.
 
 Each function returns a widget that draws its figure anew when a slider is let go. A widget needs
 a running kernel, so a lesson always shows the figure itself beside it.
@@ -19,7 +19,7 @@ from ipywidgets import (
 from matplotlib.figure import Figure
 
 from minidora import plots
-from minidora.evidence.analysis import Dot
+from minidora.geometry import Dot
 from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
 
 # ---- Lesson 1: what training costs in memory ----

@@ -16,7 +16,7 @@ import torch
 
 from minidora.evidence.pretrain import RANKS
 from minidora.experiment import Difference, paired_difference
-from minidora.geometry import Correlation, correlation
+from minidora.geometry import Correlation, Dot, correlation
 
 Row = Mapping[str, Any]
 """One run, as pretrain.execute returns it."""
@@ -33,16 +33,6 @@ TABLE_15 = {
 
 METHODS = {"full": "all", "lora": "qv", "dora": "qv"}
 """The methods of figure 2 and the layers each trains."""
-
-
-class Dot(NamedTuple):
-    """One layer at one step of one run: a dot of figure 2."""
-
-    seed: int
-    layer: str
-    step: int
-    delta_magnitude: float
-    delta_direction: float
 
 
 def select(

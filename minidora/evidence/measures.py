@@ -18,7 +18,7 @@ from minidora.evidence import analysis, pretrain
 from minidora.evidence.bench import load_reports
 from minidora.evidence.pretrain import RANKS, TARGETS
 from minidora.experiment import Difference
-from minidora.geometry import delta_direction, delta_magnitude, magnitude_direction
+from minidora.geometry import Dot, delta_direction, delta_magnitude, magnitude_direction
 from minidora.memory import LLAMAS, adapter_parameters, gb, llama, training_memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,7 +237,7 @@ def _interval(found: Difference) -> Interval:
 
 def _dots(
     figures: Record, method: str, matrices: list[str], steps: Iterable[int] | None = None
-) -> list[analysis.Dot]:
+) -> list[Dot]:
     runs = analysis.select(figures.runs, "compare", method, analysis.METHODS[method])
     return analysis.dots(runs, matrices, steps=steps)
 

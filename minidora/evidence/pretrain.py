@@ -24,7 +24,7 @@ from minidora.adapt import adapt, count_parameters
 from minidora.data import load_text, split_text
 from minidora.dora import DoRALinear, dora_weight
 from minidora.geometry import Tracker
-from minidora.models import CharGPT, load_pretrained
+from minidora.models import PAPER_TARGETS, CharGPT, load_pretrained
 from minidora.training import evaluate_text, fit_text
 
 EVIDENCE = Path(__file__).with_name("runs.jsonl")
@@ -33,7 +33,7 @@ STEPS = 300
 RECORD_AT = (75, 150, 225, 300)
 TARGETS = {
     "qv": ["q_proj", "v_proj"],  # figure 2's
-    "five": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],  # table 8's
+    "five": list(PAPER_TARGETS),
     "all": [],  # full fine-tuning trains every parameter
 }
 SETTINGS = (("full", "all"), ("lora", "qv"), ("dora", "qv"), ("lora", "five"), ("dora", "five"))

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from minidora import plots, widgets
 from minidora.evidence import analysis
-from minidora.evidence.analysis import TABLE_15, Dot
+from minidora.evidence.analysis import TABLE_15
 from minidora.evidence.pretrain import RANKS
-from minidora.geometry import Correlation
+from minidora.geometry import Correlation, Dot
 from minidora.models import CHECKPOINT
 
 

@@ -1,0 +1,340 @@
+"""What the layers cost: the figures of lesson 6."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
+
+from minidora.plots.style import ALTERNATIVES, COLORS, new_figure
+
+BENCH_STYLE = {
+    "linear": ("frozen nn.Linear", COLORS["base"], "s"),
+    "PEFT LoRA": ("LoRA, PEFT", "#56B4E9", "v"),
+    "DoRA": ("DoRA, ours", COLORS["dora"], "o"),
+    "DoRA cached": ("DoRA, ours, g kept", COLORS["dora_half"], "o"),
+    "DoRA merged": ("DoRA, ours, merged", "#F0E442", "o"),
+    "torchtune DoRA": ("DoRA, torchtune", "#CC79A7", "D"),
+    "PEFT DoRA": ("DoRA, PEFT", "#009E73", "^"),
+}
+
+
+def bench_ratios(report: Mapping[str, Any]) -> Figure:
+    """Times of `minidora bench layers` as ratios to our LoRA, for a training step and one token."""
+    results = report["results"]
+    works = ("training step", "one token")
+    keys = list(dict.fromkeys((r["features"], r["tokens"], r["rank"]) for r in results))
+    figure = new_figure(8.2, 1.6 + 0.42 * len(keys))
+    worst: dict[str, float] = {}
+    for axes, work in zip(figure.subplots(1, 2, sharey=True), works, strict=True):
+        for contender, (name, color, marker) in BENCH_STYLE.items():
+            rows = [r for r in results if r["work"] == work and r["contender"] == contender]
+            if not rows:
+                continue
+            places = [keys.index((r["features"], r["tokens"], r["rank"])) for r in rows]
+            low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
+            axes.plot(middle, places, marker, color=color, label=name, markeredgecolor="black",
+                      markeredgewidth=0.4)  # fmt: skip
+            axes.hlines(places, low, high, color=color, linewidth=2, zorder=0)
+            worst[f"{work} {contender}"] = max(middle)
+        axes.axvline(1.0, color=COLORS["lora"], linewidth=1.5, label="LoRA, ours")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50, 100]))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel(f"{work}: time / LoRA's")
+        axes.grid(axis="x", which="both", alpha=0.25)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(keys)), [f"{f} features, {t} tokens, r {r}" for f, t, r in keys])
+    axes.set_ylim(len(keys) - 0.5, -0.5)
+    handles = {
+        label: handle
+        for ax in figure.axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    ours, theirs = worst["training step DoRA"], worst.get("training step PEFT DoRA")
+    what = "Compiled, a" if report["machine"]["mode"] == "compiled" else "A"
+    finding = f"{what} training step of our DoRA takes at most {ours:.2f} times LoRA's"
+    if theirs is not None:
+        finding += f", PEFT's up to {theirs:.1f} times"
+    figure.suptitle(finding, fontsize=11)
+    figure.set_label(
+        f"{finding}. Two panels of ratios to our LoRA on a logarithmic axis, a training step and "
+        f"one token, one row for each of {len(keys)} shapes, quartiles as bars."
+    )
+    return figure
+
+
+def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
+    """What a training step costs, form by form: FLOPs, bytes held and most bytes alive.
+
+    Args:
+        costs: form -> (FLOPs, bytes held for the backward pass, peak bytes). First LoRA, the
+            yardstick; then the forms from the definition to the package's layer.
+    """
+    lora, start, *_, end = costs
+    panels = (
+        ("FLOPs / LoRA's", [flops / costs[lora][0] for flops, _, _ in costs.values()], "%.2f"),
+        ("held for backward (MiB)", [held / 2**20 for _, held, _ in costs.values()], "%.2f"),
+        ("most alive at once (MiB)", [peak / 2**20 for *_, peak in costs.values()], "%.1f"),
+    )
+    figure = new_figure(9.2, 1.3 + 0.36 * len(costs))
+    colors = [COLORS["lora"], *[COLORS["base"]] * (len(costs) - 2), COLORS["dora"]]
+    for axes, (label, values, form) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        bars = axes.barh(range(len(costs)), values, color=colors, height=0.62)
+        axes.bar_label(bars, fmt=f" {form}", fontsize=8.5)
+        axes.set(xlabel=label, xlim=(0, 1.28 * max(values)))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(costs)), list(costs), fontsize=9)
+    axes.invert_yaxis()
+    flops, held, peak = ([values[1], values[-1]] for _, values, _ in panels)
+    figure.suptitle(
+        f"From the definition to the layer: FLOPs {flops[0]:.2f} → {flops[1]:.2f} times LoRA's, "
+        f"held {held[0]:.1f} → {held[1]:.1f} MiB, peak {peak[0]:.0f} → {peak[1]:.0f} MiB",
+        fontsize=11,
+    )
+    rows = zip(costs, *(values for _, values, _ in panels), strict=True)
+    figure.set_label(
+        f"Bars for each form, from {start} to {end}, beside {lora}: "
+        + "; ".join(
+            f"{name}: FLOPs {f:.2f} times, held {h:.2f} MiB, peak {p:.1f} MiB"
+            for name, f, h, p in rows
+        )
+        + "."
+    )
+    return figure
+
+
+def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
+    """Memory during one training step, operation by operation.
+
+    Args:
+        histories: form -> (LiveBytes.history of a step, operations in its forward pass).
+    """
+    figure = new_figure(8.2, 3.6)
+    axes = figure.subplots()
+    colors = (COLORS["lora"], "#000000", "#CC79A7", "#009E73", COLORS["dora"])
+    peaks: dict[str, float] = {}
+    for (name, (history, forward)), color in zip(histories.items(), colors, strict=False):
+        mib = [size / 2**20 for size in [0, *history]]
+        backward = len(history) - forward
+        # The forward pass from 0 to 1, the backward pass from 1 to 2, whatever their operations.
+        progress = [i / forward for i in range(forward)]
+        progress += [1 + i / backward for i in range(backward + 1)]
+        peaks[name] = max(mib)
+        axes.plot(progress, mib, color=color, drawstyle="steps-post", lw=1.8, label=name)
+    axes.axvline(1, color=COLORS["base"], lw=1, zorder=0)
+    axes.set_xticks([0.5, 1.5], ["forward pass", "backward pass"])
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylabel="alive (MiB)", xlim=(0, 2), ylim=(0, 1.05 * max(peaks.values())))
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    first, *_, last = peaks
+    shown = {first, max(peaks, key=peaks.__getitem__), last}
+    axes.set_title(
+        "Most alive at once in a training step: "
+        + ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items() if name in shown),
+        fontsize=11,
+    )
+    figure.set_label(
+        "Steps of the memory alive in one forward and backward pass; the most at once is "
+        + ", ".join(f"{peak:.1f} MiB for {name}" for name, peak in peaks.items())
+        + "."
+    )
+    return figure
+
+
+def digits_lost(
+    residuals: Sequence[float], errors: Mapping[str, Sequence[float]], expected: Sequence[float]
+) -> Figure:
+    """Error of the norm of W + s B A where the sum nearly cancels.
+
+    Args:
+        residuals: ||W + s B A|| / ||W||, falling.
+        errors: way to compute the norm -> its relative error at each residual. The first is the
+            factored formula, the last the package's.
+        expected: what the arithmetic says of the factored formula.
+    """
+    figure = new_figure(7.6, 3.8)
+    axes = figure.subplots()
+    axes.plot(residuals, expected, color=COLORS["base"], lw=5, alpha=0.5,
+              label="eps ||W||² / (2 ||W + s B A||²)")  # fmt: skip
+    styles = (("s", "#CC79A7", 5), ("^", "#009E73", 10), ("o", COLORS["dora"], 5))
+    for (name, values), (marker, color, size) in zip(errors.items(), styles, strict=True):
+        axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=size, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.axhline(1, color="#dddddd", lw=1, zorder=0)
+    axes.set(xlabel="what is left of W: ||W + s B A|| / ||W||", ylabel="relative error of the norm")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    (formula, lost), *_, (ours, kept) = errors.items()
+    place = min(range(len(residuals)), key=lambda i: abs(math.log(residuals[i] / 0.01)))
+    left = f"{100 * residuals[place]:.2g} %"
+    axes.set_title(
+        f"Where {left} of W is left, {formula} is off by {lost[place]:.0e}, "
+        f"{ours} by {kept[place]:.0e}",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"Relative error of the norm against what is left of W, both logarithmic. At {left}: "
+        + ", ".join(f"{name} {values[place]:.1e}" for name, values in errors.items())
+        + f". At the smallest residual, {residuals[-1]:g}: "
+        + ", ".join(f"{name} {values[-1]:.1e}" for name, values in errors.items())
+        + "."
+    )
+    return figure
+
+
+def roundings(errors: Mapping[str, Mapping[str, float]], counted: Mapping[str, int]) -> Figure:
+    """Error of half-precision forms, in units of a plain layer's, beside the root of the roundings.
+
+    Args:
+        errors: form -> magnitudes -> relative RMS error / that of a plain layer.
+        counted: form -> roundings that an output goes through.
+    """
+    figure = new_figure(8.0, 1.6 + 0.42 * len(errors))
+    axes = figure.subplots()
+    for row, (form, values) in enumerate(errors.items()):
+        expected = math.sqrt(counted[form])
+        axes.vlines(expected, row - 0.32, row + 0.32, color=COLORS["full"], lw=2)
+        axes.text(expected, row - 0.38, f"√{counted[form]}", ha="center", fontsize=9)
+        styles = zip(values.values(), ALTERNATIVES[1:], "o^s", (0.16, 0, -0.16), strict=False)
+        for value, color, marker, offset in styles:
+            axes.plot(value, row + offset, marker, color=color, markersize=7)
+    axes.axvline(1, color=COLORS["base"], lw=1.2, zorder=0)
+    axes.set_yticks(range(len(errors)), list(errors), fontsize=9)
+    axes.set_ylim(len(errors) - 0.5, -0.75)
+    axes.set_xlim(0.95, 2.1)
+    axes.set_xlabel("relative RMS error / that of a plain bf16 nn.Linear")
+    names = list(next(iter(errors.values())))
+    handles = [
+        Line2D([], [], color=color, marker=marker, ls="", markersize=7)
+        for color, marker in zip(ALTERNATIVES[1 : 1 + len(names)], "o^s", strict=False)
+    ]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    worst = {form: max(values.values()) for form, values in errors.items()}
+    most, least = max(worst, key=worst.__getitem__), min(worst, key=worst.__getitem__)
+    axes.set_title(
+        f"{most}: up to {worst[most]:.2f} times a plain layer's error; {least}: {worst[least]:.2f}",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Error in units of a plain bf16 layer's, beside the root of the number of roundings: "
+        + "; ".join(
+            f"{form}, √{counted[form]}: "
+            + ", ".join(f"{value:.2f} {name}" for name, value in values.items())
+            for form, values in errors.items()
+        )
+        + "."
+    )
+    return figure
+
+
+def step_flops(in_features: int, out_features: int, rank: int, tokens: int) -> dict[str, int]:
+    """FLOPs of the products in one training step of a layer in the middle of a model, by form.
+
+    A product (a, b) x (b, c) counts 2 a b c. The gradient of x is needed, that of W is not.
+    """
+    size = in_features * out_features
+    layer, low = 2 * tokens * size, 2 * tokens * rank * (in_features + out_features)
+    product = 2 * size * rank  # B A
+    lora = 2 * layer + 3 * low
+    return {
+        "frozen nn.Linear": 2 * layer,
+        "LoRA": lora,
+        "DoRA, ours": lora + product + 2 * rank**2 * (in_features + out_features),
+        "DoRA, PEFT": lora + product + 2 * in_features**2 * rank,  # the identity matrix times A
+        "DoRA, merged form": 3 * layer + 3 * product,
+    }
+
+
+def flops_by_tokens(in_features: int = 4096, out_features: int = 4096, rank: int = 16) -> Figure:
+    """FLOPs of a training step, in units of LoRA's, over the number of tokens (step_flops)."""
+    tokens = [2**k for k in range(15)]
+    figure = new_figure(7.8, 3.8)
+    axes = figure.subplots()
+    styles = {
+        "DoRA, merged form": ("#000000", "s"),
+        "DoRA, PEFT": ("#009E73", "^"),
+        "DoRA, ours": (COLORS["dora"], "o"),
+        "frozen nn.Linear": (COLORS["base"], "v"),
+    }
+    counts = [step_flops(in_features, out_features, rank, t) for t in tokens]
+    ratios = {name: [count[name] / count["LoRA"] for count in counts] for name in styles}
+    for name, (color, marker) in styles.items():
+        axes.plot(tokens, ratios[name], marker, ls="-", color=color, markersize=4.5, label=name)
+    axes.axhline(1, color=COLORS["lora"], lw=1.5, label="LoRA", zorder=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(tokens[::2], [f"{t:,}" for t in tokens[::2]])
+    top = max(max(values) for values in ratios.values())
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+    axes.set_yticks([tick for tick in ticks if tick <= top], minor=False)
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set(xlabel="tokens in a step", ylabel="FLOPs / LoRA's")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    place = tokens.index(1024)
+    ours, theirs = ratios["DoRA, ours"], ratios["DoRA, PEFT"]
+    layer = f"{in_features} → {out_features}, rank {rank}"
+    axes.set_title(
+        f"{layer}: the norm adds {100 * (ours[place] - 1):.2g} % to LoRA's step with 1,024 tokens\n"
+        f"and makes it {ours[0]:.1f} times as large with one (PEFT {theirs[0]:.1f})",
+        fontsize=11,
+    )
+    figure.set_label(
+        f"FLOPs of a training step in units of LoRA's for a layer {layer}, from 1 to 16,384 tokens,"
+        " both axes logarithmic. With 1 and with 1,024 tokens: "
+        + "; ".join(
+            f"{name} {values[0]:.2f}, {values[place]:.3f}" for name, values in ratios.items()
+        )
+        + "."
+    )
+    return figure
+
+
+def scaling_paper(rows: Mapping[str, Sequence[float]]) -> Figure:
+    """Seconds per step of four ways to compute DoRA, in units of PEFT's.
+
+    Args:
+        rows: GPU and model -> seconds of PEFT, dense B A, factored norm in eager mode, fused.
+    """
+    names = ("PEFT: identity matrix", "dense B A", "factored norm, eager", "factored norm, fused")
+    figure = new_figure(8.0, 1.7 + 0.34 * len(rows))
+    axes = figure.subplots()
+    styles = zip(names, ("#009E73", "#000000", COLORS["dora"], "#CC79A7"), "^soD", strict=True)
+    shares = [100 * (peft - dense) / (peft - fused) for peft, dense, _, fused in rows.values()]
+    for number, (name, color, marker) in enumerate(styles):
+        values = [seconds[number] / seconds[0] for seconds in rows.values()]
+        axes.plot(values, range(len(rows)), marker, color=color, label=name, markersize=7)
+    axes.hlines(range(len(rows)), 0.5, 1.0, color="#eeeeee", zorder=0)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("time of a step / PEFT's")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2)
+    figure.suptitle(
+        f"{min(shares):.0f} to {max(shares):.0f} % of the time saved is saved "
+        "by leaving out the identity matrix",
+        fontsize=11,
+    )
+    figure.set_label(
+        "Time of a step in units of PEFT's, for "
+        + "; ".join(
+            f"{row}: dense {dense / peft:.2f}, factored eager {eager / peft:.2f}, "
+            f"fused {fused / peft:.2f}"
+            for row, (peft, dense, eager, fused) in rows.items()
+        )
+        + f". The dense form alone saves {min(shares):.0f} to {max(shares):.0f} percent of what "
+        "the fused one saves."
+    )
+    return figure
