@@ -8,12 +8,14 @@ VENV := .venv
 ARGS :=
 
 BIN := $(VENV)/bin
+# For uv, in the environment of test-oldest alone.
+RESOLUTION :=
 # Stamps, so that only a change of pyproject.toml installs again. They hold this folder's path, for
 # a .venv stops working when its folder moves; it is made anew then, or when its Python is gone.
 COURSE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 MISSING := $(shell $(BIN)/python -c '' 2>/dev/null && \
-  { test ! -e $(COURSE) || test "$$(cat $(COURSE))" = '$(CURDIR)'; } || echo missing)
+  { test ! -e $(COURSE) || test "$$(cat $(COURSE))" = "$$(pwd -P)"; } || echo missing)
 # JupyterLab refuses to run as root unless told to; in containers there is often no other user.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -23,10 +25,10 @@ export PIP_USER := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install lab demo doctor test notebooks missing
+.PHONY: help install lab demo doctor test quick test-oldest suite notebooks missing
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(COURSE) ## create .venv and install the course
 
@@ -40,13 +42,19 @@ demo: $(COURSE) ## train, adapt with full fine-tuning, LoRA and DoRA, compare: u
 doctor: $(COURSE) ## say whether the course can run here, and what mends it where it cannot
 	@$(BIN)/minidora doctor
 
-test: $(DEV) ## ruff, mypy, pytest, and every notebook run and compared (needs a few minutes)
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout=300 --notebook-budget=120 notebooks solutions
+test: $(DEV) ## every check: style, types, imports, tests, and every notebook run and compared
+	$(static)
+	$(suite)
+
+quick: $(DEV) ## what to run while working: style, types, imports and the fast tests
+	$(static)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-oldest: ## tests and notebooks with the oldest versions that pyproject.toml allows
+	$(MAKE) VENV=.venv-oldest RESOLUTION='--resolution lowest-direct' suite
+
+suite: $(DEV)
+	$(suite)
 
 notebooks: $(DEV) ## execute every lesson anew and write it back, ready to commit
 	$(BIN)/minidora notebooks execute $(ARGS)
@@ -55,12 +63,27 @@ notebooks: $(DEV) ## execute every lesson anew and write it back, ready to commi
 $(COURSE): pyproject.toml $(MISSING)
 	$(environment)
 	$(call install,-e .)
-	@echo '$(CURDIR)' > $@
+	@pwd -P > $@
 
 $(DEV): pyproject.toml $(MISSING)
 	$(environment)
 	$(call install,-e '.[dev]')
-	@echo '$(CURDIR)' | tee $(COURSE) > $@
+	@pwd -P | tee $(COURSE) > $@
+
+# Style, types, and who may import whom.
+define static
+$(BIN)/python -m ruff check .
+$(BIN)/python -m ruff format --check .
+$(BIN)/python -m mypy
+$(BIN)/lint-imports --no-logo
+endef
+
+# Nothing fails by the clock: a cell that has not ended after half an hour hangs.
+define suite
+$(BIN)/python -m pytest -n 2 --dist worksteal
+$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+	--nbval-cell-timeout=1800 notebooks solutions
+endef
 
 # A new .venv where there is none that works, with what is missing said in words.
 define environment
@@ -83,6 +106,6 @@ define install
 @$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 @echo "Installing into $(VENV); on Linux about 6 GB, most of it torch with CUDA"
 @$(BIN)/python -m pip install --quiet uv \
-  && $(BIN)/python -m uv pip install --python $(BIN)/python $(1) \
-  || { echo "uv did not manage it, so pip does"; $(BIN)/python -m pip install $(1); }
+  && $(BIN)/python -m uv pip install --python $(BIN)/python $(RESOLUTION) $(1) \
+  || { test -z '$(RESOLUTION)' || exit 1; echo "uv did not manage it, so pip does"; $(BIN)/python -m pip install $(1); }
 endef

@@ -1,5 +1,6 @@
-"""For every pytest run, of tests and of notebooks: no network, no progress bars, a time budget."""
+"""For every pytest run: no network, no progress bars, and the seconds of each notebook."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -33,17 +34,9 @@ def pytest_unconfigure(config):
 
 
 # ---- How long each notebook takes, all its cells together and the start of its kernel ----
+# It is reported and written down, and fails nothing: machines differ by a factor of five.
 
 seconds: Counter[str] = Counter()
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--notebook-budget",
-        type=float,
-        metavar="SECONDS",
-        help="with nbval: fail if a notebook takes longer",
-    )
 
 
 def pytest_runtest_logreport(report):
@@ -52,20 +45,12 @@ def pytest_runtest_logreport(report):
         seconds[notebook] += report.duration
 
 
-def over_budget(config):
-    budget = config.getoption("--notebook-budget")
-    return [name for name in seconds if budget is not None and seconds[name] > budget]
-
-
-def pytest_sessionfinish(session):
-    if over_budget(session.config) and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 def pytest_terminal_summary(terminalreporter, config):
-    for name in sorted(seconds):
-        late = name in over_budget(config)
-        text = f"{seconds[name]:6.1f} s  {name}"
-        if late:
-            text += f", over the budget of {config.getoption('--notebook-budget'):g} s"
-        terminalreporter.write_line(text, red=late)
+    if seconds:
+        path = Path(config.rootpath, "build", "notebook-seconds.json")
+        path.parent.mkdir(exist_ok=True)
+        rows = {name: round(seconds[name], 1) for name in sorted(seconds)}
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        for name, taken in rows.items():
+            terminalreporter.write_line(f"{taken:6.1f} s  {name}")
+        terminalreporter.write_line(f"written: {path.relative_to(config.rootpath)}")

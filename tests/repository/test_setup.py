@@ -19,7 +19,9 @@ case "$*" in
   *platform*) echo 3.9.18 ;;
   *ensurepip*) exit ${NO_ENSUREPIP:-0} ;;
   *"-m uv"*) exit ${NO_UV:-0} ;;
-  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/minidora ;;
+  "-m venv"*)
+    for last; do :; done
+    mkdir -p "$last/bin" && cp "$0" "$last/bin/python" && cp "$0" "$last/bin/minidora" ;;
 esac
 """
 
@@ -34,12 +36,12 @@ def make(tmp_path):
     pretender.chmod(0o755)
     log = tmp_path / "log"
 
-    def run(*arguments, **variables):
+    def run(*arguments, cwd=tmp_path, **variables):
         log.write_text("")
         env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         done = subprocess.run(
             ["make", "PYTHON=./python", *arguments],
-            cwd=tmp_path,
+            cwd=cwd,
             env=env | {"LOG": str(log)} | variables,
             capture_output=True,
             text=True,
@@ -77,6 +79,32 @@ def test_pip_installs_where_uv_cannot(make):
     code, text, calls = make("install", NO_UV="1")
     assert code == 0, text
     assert calls.endswith("-m pip install -e .\n")
+
+
+def test_a_folder_with_an_apostrophe_and_a_space(make, tmp_path):
+    folder = tmp_path / "Ada's course"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "python"):
+        shutil.copy(tmp_path / name, folder)
+    code, text, _ = make("install", cwd=folder)
+    assert code == 0, text
+    assert (folder / ".venv/.installed").read_text() == f"{folder.resolve()}\n"
+    code, text, calls = make("install", cwd=folder)
+    assert code == 0, text
+    assert "pip" not in calls  # it is up to date
+
+
+def test_the_oldest_versions_have_an_environment_of_their_own(make, tmp_path):
+    code, text, calls = make("test-oldest")
+    assert code == 0, text
+    assert "-m venv --clear .venv-oldest" in calls
+    assert "--python .venv-oldest/bin/python --resolution lowest-direct -e .[dev]" in calls
+    assert "pytest" in calls
+    assert not (tmp_path / ".venv").exists()
+    shutil.rmtree(tmp_path / ".venv-oldest")
+    code, text, calls = make("test-oldest", NO_UV="1")
+    assert code != 0  # pip would install the newest, and the suite would prove nothing
+    assert "pytest" not in calls
 
 
 def test_a_folder_that_moved_gets_a_new_environment(make, tmp_path):
@@ -123,7 +151,7 @@ def test_help_lists_every_target(make):
     text = make("help")[1]
     phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if ".PHONY" in line)
     for target in phony.split()[1:]:
-        assert (f"make {target} " in text) == (target != "missing")
+        assert (f"make {target} " in text) == (target not in ("missing", "suite"))
 
 
 def test_ci_is_make_test():
