@@ -37,6 +37,20 @@ def check_notebooks(paths: Notebooks = None) -> None:
     raise typer.Exit(1 if problems else 0)
 
 
+@notebooks_app.command("length")
+def notebook_lengths(paths: Notebooks = None) -> None:
+    """Count what a reader reads: words, words folded away, sections, predictions, folds."""
+    from minidora.classroom.length import length
+
+    typer.echo(f"{'words':>6} {'folded':>6} {'sections':>8} {'predict':>7} {'folds':>5}")
+    for path in _lessons(paths):
+        one = length(path)
+        typer.echo(
+            f"{one.words:6} {one.folded:6} {one.sections:8} {one.predictions:7} {one.folds:5}  "
+            f"{path.name}"
+        )
+
+
 def _lessons(paths: list[Path] | None) -> list[Path]:
     lessons = paths or sorted(Path("notebooks").glob("*.ipynb"))
     if not lessons:
