@@ -26,7 +26,8 @@ def test_the_counter_by_hand(tmp_path):
         tmp_path,
         "# Lesson one\n\nOne, two $a + b = c$ four.",  # 2 + 4 words
         "## 1. Part\n\n| a | b |\n|---|---|\n| c | d |",  # 2 + 4
-        "## 2. Other\n\n**Predict:** what?\n\n<details><summary>Yes, folded</summary>\n\n$$x$$\n</details>",
+        "## 2. Other\n\n**Predict:** what?",
+        "<details><summary>Yes, folded</summary>\n\n$$x$$\n</details>",
     )
     assert length(path) == Length(
         words=2 + 4 + 2 + 4 + 2 + 2, folded=3, sections=2, predictions=1, folds=1
