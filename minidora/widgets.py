@@ -4,7 +4,6 @@ Each function returns a widget that draws its figure anew when a slider is let g
 a running kernel, so a lesson always shows the figure itself beside it.
 """
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 
 from ipywidgets import (
@@ -136,8 +135,7 @@ def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
 
     def update(_: object = None) -> None:
         figure = draw(**{name: slider.value for name, slider in sliders.items()})
-        alt = html.escape(str(figure.get_label()), quote=True)
-        picture.value = f'<img alt="{alt}" src="data:image/png;base64,{plots.png(figure)}">'
+        picture.value = plots.picture(figure)
 
     for slider in sliders.values():
         slider.observe(update, names="value")

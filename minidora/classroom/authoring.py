@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ CHECKED = "nbval-check-output"
 """Tag of the cells whose stored output every run must repeat."""
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|mnt|opt|work)/\w\S*|\b[A-Z]:\\\S+")
+
+EMBEDDED = re.compile(r"data:image/[\w+]+;base64,[\w+/=]*")
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -88,15 +91,32 @@ def _cell_problems(cell: Any) -> Iterator[str]:
         data = output.get("data", {})
         if output.output_type == "error":
             yield f"{where} ends in an error, {output.ename}: {output.evalue}"
-        if "image/png" in data and not output.metadata.get("image/png", {}).get("alt"):
+        if any(kind.startswith("image/") for kind in data) or _pictures_without_text(data):
             yield f"{where} shows a picture without alternative text: show it with plots.show"
         if WIDGET in data:
             yield f"{where} stores a widget, which is dead without its kernel"
-        text += output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
+        page = EMBEDDED.sub("", data.get("text/html", ""))
+        text += output.get("text", "") + data.get("text/plain", "") + page
     if name := _machine_path(text):
         yield f"{where} prints a path of one machine, {name}"
     if CHECKED in cell.metadata.get("tags", []) and not text.strip():
         yield f"{where} is tagged {CHECKED}, but prints nothing to compare"
+
+
+def _pictures_without_text(data: Mapping[str, str]) -> bool:
+    """Whether the HTML of an output has an image without alternative text.
+
+    Only there is one read out: JupyterLab and nbconvert drop the alt of an image/png.
+    """
+    alts: list[str | None] = []
+
+    class Images(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag == "img":
+                alts.append(dict(attrs).get("alt"))
+
+    Images().feed(data.get("text/html", ""))
+    return not all(alt and alt.strip() for alt in alts)
 
 
 def _machine_path(text: str) -> str | None:

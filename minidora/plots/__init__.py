@@ -67,6 +67,7 @@ from minidora.plots.style import (
     PAIR,
     new_figure,
     one_line,
+    picture,
     png,
     show,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "new_figure",
     "one_line",
     "paired_differences",
+    "picture",
     "png",
     "pretraining_curve",
     "pythagoras",

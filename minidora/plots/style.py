@@ -5,6 +5,7 @@ in every figure.
 """
 
 import base64
+import html
 import io
 
 from matplotlib.figure import Figure
@@ -49,22 +50,32 @@ def png(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def picture(figure: Figure) -> str:
+    """The figure as an HTML image with its alternative text, which shrinks to the page's width.
+
+    Raises:
+        ValueError: the figure has no label to use as alternative text.
+    """
+    alt = str(figure.get_label())
+    if not alt:
+        raise ValueError("the figure has no alternative text: call figure.set_label(text) first")
+    return (
+        f'<img alt="{html.escape(alt)}" style="max-width:100%;height:auto" '
+        f'src="data:image/png;base64,{png(figure)}">'
+    )
+
+
 def show(figure: Figure) -> None:
-    """Display a figure in a notebook as a PNG with its alternative text.
+    """Display a figure in a notebook: an HTML image, and its alternative text as plain text.
+
+    HTML because neither JupyterLab nor nbconvert renders an alternative text beside image/png.
 
     Raises:
         ValueError: the figure has no label to use as alternative text.
     """
     from IPython.display import display
 
-    alt = str(figure.get_label())
-    if not alt:
-        raise ValueError("the figure has no alternative text: call figure.set_label(text) first")
-    display(
-        {"image/png": png(figure), "text/plain": alt},
-        metadata={"image/png": {"alt": alt}},
-        raw=True,
-    )
+    display({"text/html": picture(figure), "text/plain": str(figure.get_label())}, raw=True)
 
 
 def one_line(text: str) -> str:

@@ -55,8 +55,10 @@ def finished_notebook():
     """Two cells, executed, one of them with compared output: nothing to complain about."""
     png = new_output(
         "display_data",
-        data={"image/png": "iVBORw0KGgo=", "text/plain": "a line"},
-        metadata={"image/png": {"alt": "a line"}},
+        data={
+            "text/html": '<img alt="a line" src="data:image/png;base64,iVBORw0/home/ada">',
+            "text/plain": "a line",
+        },
     )
     one = new_output("stream", name="stdout", text="1\n")
     return new_notebook(
@@ -84,6 +86,16 @@ def test_a_finished_notebook_has_no_problems(tmp_path):
     assert "at least 8" in problems(finished_notebook(), tmp_path, checked_cells=8)[0]
 
 
+def unnamed(page):
+    return lambda cells: cells[2].outputs[0].data.update({"text/html": page})
+
+
+def spoil_picture(cells):
+    """As matplotlib stores it: the alt in its metadata is read out nowhere."""
+    cells[2].outputs[0].data = {"image/png": "iVBORw0KGgo=", "text/plain": "a line"}
+    cells[2].outputs[0].metadata = {"image/png": {"alt": "a line"}}
+
+
 def spoil_order(cells):
     cells[1].execution_count, cells[2].execution_count = 2, 1
 
@@ -101,7 +113,9 @@ SPOILERS = {
     "not executed top to bottom": lambda cells: cells[1].update(execution_count=None),
     "ends in an error, ValueError: rank": spoil_error,
     "stores when it was run": lambda cells: cells[1].metadata.update(execution={"a": "b"}),
-    "without alternative text": lambda cells: cells[2].outputs[0].update(metadata={}),
+    "shows a picture without alternative text": spoil_picture,
+    "a picture without alternative text: show it": unnamed('<p><IMG src="x.png"></p>'),
+    "picture without alternative text": unnamed('<img alt="a line"><img alt=" " src="x.png">'),
     "prints nothing to compare": lambda cells: cells[1].update(outputs=[]),
     "stores a widget": lambda cells: cells[2].outputs[0].data.update({authoring.WIDGET: {}}),
     "prints a path of one machine": spoil_path,
