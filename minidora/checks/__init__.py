@@ -19,7 +19,6 @@ from minidora.checks.adam_memory import (
     training_bytes,
     what_fits,
 )
-from minidora.checks.core import CheckFailed, Exercise, Lesson, NotStarted
 from minidora.checks.dora_decomposition import (
     decompose,
     dora_forward,
@@ -30,6 +29,7 @@ from minidora.checks.dora_decomposition import (
     row_norm,
     update_for_weight,
 )
+from minidora.checks.exercise import CheckFailed, Exercise, Lesson, NotStarted
 from minidora.checks.fast_dora import (
     compose_form,
     compose_function,

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidora.checks.core import (
-    Answer,
+from minidora.checks.exercise import Answer, Lesson
+from minidora.checks.expect import (
     Known,
-    Lesson,
     expect,
     expect_dtype_and_device,
     expect_gradient,
@@ -78,40 +77,6 @@ def row_norm(answer: Answer) -> None:
     expect_dtype_and_device(answer, weight)
 
 
-row_norm.refuses(
-    ("norm over the outputs", "dim=1", "dim=0", "one norm per input (dim=0)"),
-    ("axis kept", "dim=1", "dim=1, keepdim=True", "(out, 1): leave out keepdim"),
-    ("no axis", "dim=1", "", "one norm for the whole matrix"),
-    ("root forgotten", ".norm(dim=1)", ".square().sum(dim=1)", "take the square"),
-    ("sum of absolute values", "dim=1", "p=1, dim=1", "sums of |w|"),
-    ("largest entry", "dim=1", "p=torch.inf, dim=1", "largest entries"),
-    ("detached", ".norm", ".detach().norm", "no gradient reaches weight"),
-    ("always float32", "weight.norm", "weight.float().norm", "float32 result"),
-    (
-        "collected on the CPU",
-        "return weight.norm(dim=1)",
-        (
-            "norms = torch.zeros(weight.shape[0], dtype=weight.dtype)\n"
-            "    return norms + weight.norm(dim=1)"
-        ),
-        "works on a CPU only",
-    ),
-    (
-        "the example by heart",
-        "return weight.norm(dim=1)",
-        "return torch.tensor([5.0, 13.0])",
-        "the answer to the example",
-    ),
-    ("printed", "return weight.norm(dim=1)", "print(weight.norm(dim=1))", "got None"),
-    (
-        "squared in place",
-        "weight.norm(dim=1)",
-        "weight.square_().sum(dim=1).sqrt()",
-        "it changes the caller's weight",
-    ),
-)
-
-
 @lesson.exercise(
     "3.2",
     title="Magnitude and direction",
@@ -159,60 +124,6 @@ def decompose(answer: Answer) -> None:
     for shape in ((5, 3), (2, 7), (4, 4)):
         check(randn(*shape))
     expect_dtype_and_device(answer, randn(5, 3))
-
-
-decompose.refuses(
-    (
-        "over the outputs",
-        "magnitude = weight.norm(dim=1)\n    direction = weight / magnitude[:, None]",
-        "magnitude = weight.norm(dim=0)\n    direction = weight / magnitude",
-        "one magnitude per input (dim=0)",
-    ),
-    (
-        "direction not divided",
-        "weight / magnitude[:, None]",
-        "weight.clone()",
-        "this is the weight itself",
-    ),
-    (
-        "columns of length 1",
-        "weight / magnitude[:, None]",
-        "weight / weight.norm(dim=0)",
-        "its columns have length 1",
-    ),
-    (
-        "one length for all",
-        "weight / magnitude[:, None]",
-        "weight / weight.norm()",
-        "divided by the norm of the whole matrix",
-    ),
-    ("in the other order", "magnitude, direction", "direction, magnitude", "other way round"),
-    (
-        "magnitude keeps its axis",
-        "return magnitude, direction",
-        "return magnitude[:, None], direction",
-        "the shape is (out, 1)",
-    ),
-    ("for square weights only", "magnitude[:, None]", "magnitude", "size of tensor"),
-    (
-        "size and sign of each entry",
-        "return magnitude, direction",
-        "return weight.abs(), weight.sign()",
-        "magnitude: one magnitude per entry",
-    ),
-    (
-        "in place",
-        "weight / magnitude[:, None]",
-        "weight.div_(magnitude[:, None])",
-        "it changes the caller's weight",
-    ),
-    (
-        "product returned",
-        "return magnitude, direction",
-        "return magnitude[:, None] * direction",
-        "expected a tuple (magnitude, direction)",
-    ),
-)
 
 
 class Sample(NamedTuple):
@@ -329,82 +240,6 @@ def dora_weight(answer: Answer) -> None:
     expect_dtype_and_device(answer, *_sample(5, 3, 2, 3.0))
 
 
-dora_weight.refuses(
-    (
-        "detached",
-        "return (magnitude / norm)[:, None] * direction",
-        "return ((magnitude / norm)[:, None] * direction).detach()",
-        "no gradient reaches magnitude",
-    ),
-    (
-        "a magnitude without its sign",
-        "(magnitude / norm)",
-        "(magnitude.abs() / norm)",
-        "the magnitude has lost its sign",
-    ),
-    (
-        "float64 afterwards",
-        "return (magnitude / norm)[:, None] * direction",
-        "return ((magnitude / norm)[:, None] * direction).double()",
-        "computed in float32, and turned afterwards",
-    ),
-    ("norm of W", "direction.norm(", "weight.norm(", "divided by the norm of W"),
-    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
-    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha alone"),
-    (
-        "scaling not in the norm",
-        "direction.norm(",
-        "(weight + lora_B @ lora_A).norm(",
-        "missing inside the norm",
-    ),
-    ("magnitude forgotten", "(magnitude / norm)", "(1 / norm)", "the magnitude is missing"),
-    ("norm forgotten", "(magnitude / norm)", "magnitude", "not divided by the norm"),
-    ("norm of everything", "norm(dim=1)", "norm()", "norm of the whole matrix"),
-    (
-        "norms of the columns",
-        "(magnitude / norm)[:, None] * direction",
-        "magnitude[:, None] * direction / direction.norm(dim=0)",
-        "norms of the columns (dim=0)",
-    ),
-    (
-        "reshape instead of transpose",
-        "lora_B @ lora_A",
-        "(lora_A.T @ lora_B.T).reshape(weight.shape)",
-        "reshape is no transpose",
-    ),
-    (
-        "update forgotten",
-        "weight + alpha / rank * (lora_B @ lora_A)",
-        "weight",
-        "the update is missing",
-    ),
-    (
-        "for square weights only",
-        "(magnitude / norm)[:, None]",
-        "(magnitude / norm)",
-        "size of tensor",
-    ),
-    (
-        "LoRA's weight",
-        "return (magnitude / norm)[:, None] * direction",
-        "return direction",
-        "what LoRA merges",
-    ),
-    (
-        "the example by heart",
-        "return (magnitude / norm)[:, None] * direction",
-        "return torch.tensor([[6.0, 8.0], [12.0, 5.0], [3.0, 4.0]])",
-        "the answer to the example",
-    ),
-    (
-        "W changed in place",
-        "direction = weight + alpha / rank * (lora_B @ lora_A)",
-        "direction = weight.add_(alpha / rank * (lora_B @ lora_A))",
-        "it changes the caller's weight",
-    ),
-)
-
-
 def _wrong_outputs(x: Tensor, bias: Tensor, s: Sample) -> list[tuple[Tensor, str]]:
     """What usual mistakes make of y."""
     x, bias = x.double(), bias.double()
@@ -450,65 +285,6 @@ def dora_forward(answer: Answer) -> None:
     check_either(s, cotangent.double().T @ x.double(), _Gradients(*found[1:]))
     expect_input_gradient(found[0], cotangent, *s.parts)
     expect_dtype_and_device(answer, *args)
-
-
-dora_forward.refuses(
-    (
-        "bias scaled",
-        "g * (x @ weight.T + scaling * (x @ lora_A.T @ lora_B.T)) + bias",
-        "g * (x @ weight.T + scaling * (x @ lora_A.T @ lora_B.T) + bias)",
-        "the bias is scaled by g",
-    ),
-    ("bias forgotten", ") + bias", ")", "the bias is missing"),
-    (
-        "only the update scaled",
-        "g * (x @ weight.T + scaling * (x @ lora_A.T @ lora_B.T))",
-        "x @ weight.T + g * (scaling * (x @ lora_A.T @ lora_B.T))",
-        "only the update is scaled",
-    ),
-    (
-        "only the base scaled",
-        "g * (x @ weight.T + scaling",
-        "(g * (x @ weight.T) + scaling",
-        "only x W^T is scaled",
-    ),
-    ("base forgotten", "x @ weight.T + ", "", "x W^T is missing"),
-    ("g forgotten", "return g * (", "return (", "this is LoRA"),
-    ("norm of W", "direction.norm(", "weight.norm(", "divided by the norm of W"),
-    ("alpha alone", "alpha / lora_A.shape[0]", "alpha", "scaled by alpha alone"),
-    ("scaling 1", "alpha / lora_A.shape[0]", "1.0", "the scaling is missing"),
-    ("g on the inputs", "g * (x @ weight.T", "((g * x) @ weight.T", "size of tensor"),
-    (
-        "for one batch axis only",
-        "x @ lora_A.T @ lora_B.T",
-        "(lora_B @ (lora_A @ x.T)).T",
-        "x of shape (2, 3, 5)",
-    ),
-    (
-        "for two axes or more",
-        "x @ lora_A.T @ lora_B.T",
-        "(lora_B @ (lora_A @ x.mT)).mT",
-        "x of shape (5,)",
-    ),
-    (
-        "update detached, norm not",
-        "(x @ lora_A.T @ lora_B.T)",
-        "(x @ lora_A.T @ lora_B.T).detach()",
-        "gradient of lora_A: it comes through the norm alone",
-    ),
-    (
-        "x detached under W",
-        "g * (x @ weight.T",
-        "g * (x.detach() @ weight.T",
-        "gradient of x: it comes through the update alone",
-    ),
-    (
-        "everything detached",
-        "g = magnitude /",
-        "g = magnitude.detach() /",
-        "no gradient reaches magnitude",
-    ),
-)
 
 
 class _Gradients(NamedTuple):
@@ -586,43 +362,6 @@ def dora_weight_detached(answer: Answer) -> None:
     expect_dtype_and_device(answer, *_sample(5, 3, 2, 3.0))
 
 
-dora_weight_detached.refuses(
-    ("not detached", ".detach()", "", "the norm is not detached"),
-    (
-        "everything detached",
-        "return (magnitude / norm)[:, None] * direction",
-        "return ((magnitude / norm)[:, None] * direction).detach()",
-        "no gradient reaches magnitude",
-    ),
-    (
-        "the direction detached too",
-        "(lora_B @ lora_A)\n",
-        "(lora_B @ lora_A)\n    direction = direction.detach()\n",
-        "no gradient reaches lora_A",
-    ),
-    (
-        "the direction detached instead",
-        "norm(dim=1).detach()  # (out,)\n    return (magnitude / norm)[:, None] * direction",
-        "norm(dim=1)\n    return (magnitude / norm)[:, None] * direction.detach()",
-        "the direction is detached",
-    ),
-    (
-        "magnitude detached with it",
-        "(magnitude / norm)",
-        "(magnitude / norm).detach()",
-        "no gradient reaches magnitude",
-    ),
-    ("norm of W", "direction.norm(", "weight.norm(", "divided by the norm of W"),
-    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha alone"),
-    (
-        "under no_grad",
-        "direction = weight + alpha / rank * (lora_B @ lora_A)",
-        ("with torch.no_grad():\n        direction = weight + alpha / rank * (lora_B @ lora_A)"),
-        "no gradient reaches lora_A",
-    ),
-)
-
-
 @lesson.exercise(
     "3.6",
     title="Find the bug",
@@ -666,35 +405,6 @@ def update_for_weight(answer: Answer) -> None:
     expect_dtype_and_device(answer, randn(3, 2), randn(2, 5))
 
 
-update_for_weight.refuses(
-    (
-        "the source notebook's view",
-        ".T",
-        ".view(lora_A.shape[1], lora_B.shape[0])",
-        "this is still what .view gives",
-    ),
-    ("not transposed", ".T", "", "this is (in, out)"),
-    (
-        "transposed only where the shape shows it",
-        "return (lora_B @ lora_A).T",
-        (
-            "update = lora_B @ lora_A\n"
-            "    return update if len(update) == update.shape[1] else update.T"
-        ),
-        "not transposed: for a square layer .view changes nothing",
-    ),
-    ("printed", "return (lora_B @ lora_A).T", "print((lora_B @ lora_A).T)", "got None"),
-    ("detached", "(lora_B @ lora_A).T", "(lora_B @ lora_A).T.detach()", "reaches lora_B"),
-    ("B kept at zero", "(lora_B @ lora_A).T", "(lora_B * 0 @ lora_A).T", "it is zero"),
-    (
-        "the example by heart",
-        "return (lora_B @ lora_A).T",
-        "return torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]])",
-        "the answer to the example",
-    ),
-)
-
-
 @lesson.exercise(
     "3.7",
     title="Merge DoRA into one weight",
@@ -733,41 +443,6 @@ def merge_dora(answer: Answer) -> None:
     check(nn.Linear(3, 5, bias=False), _sample(5, 3, 2, 3.0))
     check_nothing_shared(answer, nn.Linear(3, 5), *_sample(5, 3, 2, 3.0)[1:])
     expect_dtype_and_device(answer, nn.Linear(3, 5), *_sample(5, 3, 2, 3.0)[1:])
-
-
-merge_dora.refuses(
-    ("into the caller's layer", "copy.deepcopy(base)", "base", "it changes the caller's base"),
-    ("norm of W", "direction.norm(", "base.weight.norm(", "the norm of W:"),
-    ("LoRA's merge", "(magnitude / norm)[:, None] * direction", "direction", "what LoRA merges"),
-    ("alpha alone", "alpha / lora_A.shape[0]", "alpha", "scaled by alpha alone"),
-    (
-        "bias scaled",
-        "    return merged",
-        "        merged.bias *= magnitude / norm\n    return merged",
-        "the bias is scaled",
-    ),
-    (
-        "a new layer with a bias of its own",
-        "merged = copy.deepcopy(base)",
-        "merged = nn.Linear(base.in_features, base.out_features)",
-        "the bias is not the base's",
-    ),
-    (
-        "the bias shared",
-        "    return merged",
-        "    merged.bias = base.bias\n    return merged",
-        "bias is the given layer's own: a step of training would change both",
-    ),
-    (
-        "a weight in float64",
-        "    return merged",
-        "    merged.weight = nn.Parameter(merged.weight.double())\n    return merged",
-        "weight is float64 where the given layer has float32: it must be able to run",
-    ),
-    ("added to W", "merged.weight.copy_(", "merged.weight.add_(", "W is added"),
-    ("magnitude forgotten", "(magnitude / norm)", "(1 / norm)", "these rows have"),
-    ("weight returned", "return merged", "return merged.weight", "expected an nn.Linear"),
-)
 
 
 @lesson.exercise(
@@ -815,111 +490,3 @@ def dora_linear(answer: Answer) -> None:
 
 
 STALE = "divided by the norm of W, or by a norm kept from the start: V = W + s B A changes"
-
-dora_linear.refuses(
-    (
-        "a norm kept from the first call",
-        "norm = direction.norm(dim=1).detach()  # (out,)",
-        (
-            "self.norm = getattr(self, 'norm', direction.norm(dim=1).detach())\n"
-            "        norm = self.norm"
-        ),
-        "or by a norm kept from the start",
-    ),
-    (
-        "a weight of its own, and trained",
-        "        self.scaling = alpha / rank\n",
-        (
-            "        self.scaling = alpha / rank\n"
-            "        self.weight = nn.Parameter(base.weight.detach().clone())\n"
-        ),
-        "weight trains too: only the adapter should",
-    ),
-    (
-        "a copy of the base",
-        "self.base = base.requires_grad_(False)",
-        "self.base = copy.deepcopy(base.requires_grad_(False))",
-        "base is a copy: keep the layer that was given",
-    ),
-    (
-        "the base changed by forward",
-        "direction = self.base.weight + self.scaling * (self.lora_B @ self.lora_A)",
-        (
-            "direction = self.base.weight\n"
-            "        direction += self.scaling * (self.lora_B @ self.lora_A)"
-        ),
-        "forward changes base.weight",
-    ),
-    (
-        "x detached",
-        "F.linear(x, weight",
-        "F.linear(x.detach(), weight",
-        "no gradient reaches x",
-    ),
-    (
-        "a bias taken for granted",
-        "F.linear(x, weight, self.base.bias)",
-        "x @ weight.T + self.base.bias",
-        "no bias: your code raised TypeError",
-    ),
-    (
-        "a magnitude without its sign",
-        "(self.magnitude / norm)",
-        "(self.magnitude.abs() / norm)",
-        "the magnitude has lost its sign",
-    ),
-    (
-        "A on one side of zero",
-        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
-        "nn.init.uniform_(self.lora_A, 0, base.in_features**-0.5)",
-        "lora_A is not drawn uniformly from +-1/sqrt(in)",
-    ),
-    (
-        "magnitude no parameter",
-        "nn.Parameter(base.weight.norm(dim=1))",
-        "base.weight.norm(dim=1)",
-        "magnitude is a plain tensor",
-    ),
-    (
-        "magnitude one per input",
-        "base.weight.norm(dim=1)",
-        "base.weight.norm(dim=0)",
-        "one per input (dim=0)",
-    ),
-    (
-        "magnitude starts at 1",
-        "nn.Parameter(base.weight.norm(dim=1))",
-        "nn.Parameter(base.weight.new_ones(base.out_features))",
-        "starts at 1",
-    ),
-    (
-        "magnitude frozen",
-        "nn.Parameter(base.weight.norm(dim=1))",
-        "nn.Parameter(base.weight.norm(dim=1), requires_grad=False)",
-        "magnitude is frozen",
-    ),
-    ("base not frozen", "base.requires_grad_(False)", "base", "is not frozen"),
-    (
-        "B not zero",
-        "new_zeros(base.out_features, rank)",
-        "new_ones(base.out_features, rank)",
-        "lora_B is not zero at the start",
-    ),
-    ("scaling kept as alpha", "alpha / rank", "alpha", "expected scaling 1.5"),
-    ("not detached", ".detach()", "", "the norm is not detached"),
-    ("norm of W", "direction.norm(", "self.base.weight.norm(", "divided by the norm of W, or"),
-    ("update not scaled", "self.scaling * (", "(", "the scaling is missing"),
-    (
-        "bias scaled",
-        "F.linear(x, weight, self.base.bias)",
-        "F.linear(x, direction, self.base.bias) * self.magnitude / norm",
-        "the bias is scaled by g",
-    ),
-    ("bias forgotten", "weight, self.base.bias", "weight", "the bias is missing"),
-    (
-        "A on the CPU, whatever the base is on",
-        "base.weight.new_empty(rank, base.in_features)",
-        "torch.empty(rank, base.in_features, dtype=base.weight.dtype)",
-        "works on a CPU only",
-    ),
-)

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidora.checks.core import (
-    Answer,
-    Lesson,
+from minidora.checks.exercise import Answer, Lesson
+from minidora.checks.expect import (
     expect,
     expect_device,
     expect_dtype_and_device,
@@ -80,65 +79,6 @@ def init_lora(answer: Answer) -> None:
     require(not torch.equal(lora_A, answer(256, 48, 64)[0]), "lora_A is the same each time")
 
 
-init_lora.refuses(
-    (
-        "standard normal A, as in the source notebook",
-        "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
-        "nn.init.normal_(lora_A)",
-        "lora_A has a standard deviation of 1",
-    ),
-    (
-        "B not zero",
-        "torch.zeros(out_features, rank)",
-        "torch.randn(out_features, rank)",
-        "lora_B is not zero",
-    ),
-    (
-        "both zero",
-        "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
-        "nn.init.zeros_(lora_A)",
-        "both are zero",
-    ),
-    (
-        "zero on the input side",
-        "    nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))\n",
-        "    nn.init.kaiming_uniform_(lora_B, a=math.sqrt(5))\n    nn.init.zeros_(lora_A)\n",
-        "the zero factor is lora_B",
-    ),
-    ("Kaiming-uniform with its default a = 0", ", a=math.sqrt(5)", "", "with a = 0"),
-    (
-        "spread by the rank",
-        "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
-        "nn.init.uniform_(lora_A, -(rank**-0.5), rank**-0.5)",
-        "the bound is 1 / sqrt(rank)",
-    ),
-    (
-        "A is no parameter",
-        "lora_A = nn.Parameter(torch.empty(rank, in_features))",
-        "lora_A = torch.empty(rank, in_features)",
-        "lora_A is a plain tensor",
-    ),
-    (
-        "A the other way round",
-        "torch.empty(rank, in_features)",
-        "torch.empty(in_features, rank)",
-        "expected lora_A of shape (rank, in)",
-    ),
-    (
-        "returned in the other order",
-        "return lora_A, lora_B",
-        "return lora_B, lora_A",
-        "the other way round: return lora_A, lora_B",
-    ),
-    (
-        "A frozen",
-        "nn.Parameter(torch.empty(rank, in_features))",
-        "nn.Parameter(torch.empty(rank, in_features), requires_grad=False)",
-        "lora_A is frozen",
-    ),
-)
-
-
 def _delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
     """s B A as a sum of outer products, one for each rank, in float64."""
     a, b = lora_A.double(), lora_B.double()
@@ -186,31 +126,6 @@ def lora_delta(answer: Answer) -> None:
     expect_gradient(found["gradients"][0], 1.5 * b.T @ cotangent, "lora_A")
     expect_gradient(found["gradients"][1], 1.5 * cotangent @ a.T, "lora_B")
     expect_dtype_and_device(answer, a, b, 3.0)
-
-
-lora_delta.refuses(
-    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
-    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
-    ("rsLoRA's scaling", "alpha / rank", "alpha / rank**0.5", "alpha / sqrt(rank)"),
-    ("rank read off B's rows", "lora_A.shape[0]", "lora_B.shape[0]", "divided by out"),
-    ("divided down", "alpha / rank", "alpha // rank", "// rounds down"),
-    ("upside down", "alpha / rank", "rank / alpha", "rank / alpha"),
-    ("transposed", "lora_B @ lora_A", "lora_A.T @ lora_B.T", "this is (in, out)"),
-    (
-        "reshape instead of transpose",
-        "lora_B @ lora_A",
-        "(lora_A.T @ lora_B.T).reshape(lora_B.shape[0], lora_A.shape[1])",
-        "reshape is no transpose",
-    ),
-    (
-        "the example by heart",
-        "return alpha / rank * (lora_B @ lora_A)",
-        "return torch.tensor([[3.0, 0, 6], [0, 3, 0], [3, 3, 6], [6, 0, 12]])",
-        "the answer to the example",
-    ),
-    ("everything detached", "lora_B @ lora_A", "lora_B @ lora_A.detach()", "lora_A: something"),
-    ("printed", "return alpha / rank * ", "print", "got None"),
-)
 
 
 @lesson.exercise(
@@ -266,63 +181,6 @@ def lora_forward(answer: Answer) -> None:
     expect_gradient(to_b, 1.5 * cotangent.T @ (x @ a.T), "lora_B")
     expect_input_gradient(to_x, cotangent, w, _delta(a, b, 1.5))
     expect_dtype_and_device(answer, x, w, bias, a, b, 3.0)
-
-
-lora_forward.refuses(
-    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
-    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
-    ("bias forgotten", ", bias)", ")", "the bias is missing"),
-    ("bias scaled", "lora_B.T)", "lora_B.T + bias)", "the bias is in it twice"),
-    ("base forgotten", "F.linear(x, weight, bias) + ", "", "only the update is here"),
-    (
-        "update forgotten",
-        " + alpha / rank * (x @ lora_A.T @ lora_B.T)",
-        "",
-        "the update is missing",
-    ),
-    (
-        "factors in the wrong order",
-        "x @ lora_A.T @ lora_B.T",
-        "x @ lora_B @ lora_A",
-        "cannot be multiplied",
-    ),
-    (
-        "for one batch axis only",
-        "x @ lora_A.T @ lora_B.T",
-        "(lora_B @ (lora_A @ x.T)).T",
-        "x of shape (2, 3, 5)",
-    ),
-    (
-        "for two axes or more",
-        "x @ lora_A.T @ lora_B.T",
-        "(lora_B @ (lora_A @ x.mT)).mT",
-        "x of shape (5,)",
-    ),
-    (
-        "x detached under W",
-        "F.linear(x, weight, bias)",
-        "F.linear(x.detach(), weight, bias)",
-        "gradient of x: it comes through the update alone",
-    ),
-    (
-        "x detached in the update",
-        "(x @ lora_A.T",
-        "(x.detach() @ lora_A.T",
-        "gradient of x: it comes through x W^T alone",
-    ),
-    (
-        "x changed in place",
-        "    return F",
-        "    x *= 1.5\n    return F",
-        "it changes the caller's x",
-    ),
-    (
-        "update outside of the graph",
-        "(x @ lora_A.T @ lora_B.T)",
-        "(x @ lora_A.T @ lora_B.T).detach()",
-        "no gradient reaches lora_A",
-    ),
-)
 
 
 def _adapted_model() -> nn.Module:
@@ -391,73 +249,6 @@ def freeze_base(answer: Answer) -> None:
     require(state["base.weight"] and state["base.bias"], "in a single layer base.weight trains")
 
 
-freeze_base.refuses(
-    (
-        "nn.Linear layers only, as in the source notebook",
-        (
-            "for name, parameter in model.named_parameters():\n"
-            '        parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))'
-        ),
-        (
-            "for child in model.modules():\n"
-            "        if isinstance(child, nn.Linear):\n"
-            "            child.requires_grad_(False)"
-        ),
-        "more than nn.Linear layers in a model",
-    ),
-    (
-        "everything frozen",
-        'name.split(".")[-1] in ("lora_A", "lora_B")',
-        "False",
-        "lora_A is frozen too",
-    ),
-    ("only one of the factors", '("lora_A", "lora_B")', '("lora_A",)', "lora_B is frozen too"),
-    (
-        "any name with lora in it",
-        'name.split(".")[-1] in ("lora_A", "lora_B")',
-        '"lora" in name',
-        "exploration.weight still trains: its name holds the letters",
-    ),
-    (
-        "any name with lora_ in it",
-        'name.split(".")[-1] in ("lora_A", "lora_B")',
-        '"lora_" in name',
-        "lora_head.weight still trains: its name holds the letters lora_",
-    ),
-    (
-        "an attribute of the module",
-        "parameter.requires_grad_(",
-        "model.requires_grad = (",
-        "nothing is frozen",
-    ),
-    (
-        "the top level only",
-        "model.named_parameters()",
-        "model.named_parameters(recurse=False)",
-        "blocks.0.0.bias still trains",
-    ),
-    (
-        "adapters not thawed",
-        'parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))',
-        (
-            'if name.split(".")[-1] not in ("lora_A", "lora_B"):\n'
-            "            parameter.requires_grad_(False)"
-        ),
-        "lora_A was frozen before and still is",
-    ),
-    (
-        "biases left out",
-        "        parameter.requires_grad_(",
-        (
-            '        if name.endswith("bias"):\n'
-            "            continue\n"
-            "        parameter.requires_grad_("
-        ),
-        "0.bias still trains",
-    ),
-)
-
-
 @lesson.exercise(
     "2.5",
     title="Merge the update into the weight",
@@ -507,71 +298,6 @@ def merge_lora(answer: Answer) -> None:
     expect_dtype_and_device(answer, nn.Linear(3, 5), randn(2, 3), randn(5, 2), 3.0)
 
 
-merge_lora.refuses(
-    ("into the caller's layer", "copy.deepcopy(base)", "base", "it changes the caller's base"),
-    (
-        "a copy that is too shallow",
-        "copy.deepcopy(base)",
-        "copy.copy(base)",
-        "it changes the caller's base",
-    ),
-    ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
-    ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
-    ("the update alone", "merged.weight += ", "merged.weight[:] = ", "only the update"),
-    ("subtracted", "merged.weight += ", "merged.weight -= ", "subtracted"),
-    (
-        "a new layer with a bias of its own",
-        "merged = copy.deepcopy(base)",
-        (
-            "merged = nn.Linear(base.in_features, base.out_features)\n"
-            "    merged.weight.data.copy_(base.weight)"
-        ),
-        "the bias is not the base's",
-    ),
-    (
-        "bias lost",
-        "    return merged",
-        "    merged.bias = None\n    return merged",
-        "the bias is lost",
-    ),
-    ("weight returned", "return merged", "return merged.weight", "expected an nn."),
-    (
-        "the bias shared",
-        "    return merged",
-        "    merged.bias = base.bias\n    return merged",
-        "bias is the given layer's own: a step of training would change both",
-    ),
-    (
-        "a weight in float64",
-        "    return merged",
-        "    merged.weight = nn.Parameter(merged.weight.double())\n    return merged",
-        "weight is float64 where the given layer has float32: it must be able to run",
-    ),
-    (
-        "in and out exchanged",
-        "copy.deepcopy(base)",
-        (
-            "nn.Linear(base.out_features, base.in_features)\n"
-            "    merged.weight = nn.Parameter(base.weight.clone())\n"
-            "    merged.bias = copy.deepcopy(base.bias)"
-        ),
-        "expected in_features 2, got 3",
-    ),
-    (
-        "reshape instead of transpose",
-        "lora_B @ lora_A",
-        "(lora_A.T @ lora_B.T).reshape(base.weight.shape)",
-        "reshape is no transpose",
-    ),
-    (
-        "float32 for every base",
-        "copy.deepcopy(base)",
-        "copy.deepcopy(base).float()",
-        "float32 result for float64",
-    ),
-)
-
-
 @lesson.exercise(
     "2.6",
     answer="LoRALinear",
@@ -615,112 +341,6 @@ def lora_linear(answer: Answer) -> None:
     require(found["gradients"]["base.weight"] is None, "the frozen base gets a gradient")
     expect_input_gradient(found["x"], cotangent, weight, _delta(a, b, 1.5))
     check_follows_base(answer)
-
-
-lora_linear.refuses(
-    ("base not frozen", "base.requires_grad_(False)", "base", "base.weight is not frozen"),
-    (
-        "A a plain tensor",
-        "self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))",
-        "self.lora_A = base.weight.new_empty(rank, base.in_features)",
-        "lora_A is a plain tensor",
-    ),
-    ("scaling kept as alpha", "alpha / rank", "alpha", "expected scaling 1.5"),
-    ("scaling not used", "self.scaling * (", "(", "the scaling is missing in forward"),
-    ("base not called", "self.base(x)", "x @ self.base.weight.T", "the bias is missing"),
-    (
-        "update forgotten",
-        " + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
-        "",
-        "the update is missing",
-    ),
-    (
-        "B not zero",
-        "new_zeros(base.out_features, rank)",
-        "new_ones(base.out_features, rank)",
-        "lora_B is not zero at the start",
-    ),
-    (
-        "standard normal A",
-        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
-        "nn.init.normal_(self.lora_A)",
-        "lora_A is too large",
-    ),
-    (
-        "on the CPU, whatever the base is on",
-        "base.weight.new_empty(rank, base.in_features)",
-        "torch.empty(rank, base.in_features, dtype=base.weight.dtype)",
-        "works on a CPU only",
-    ),
-    (
-        "float32, whatever the base is in",
-        "base.weight.new_empty(rank, base.in_features)",
-        "torch.empty(rank, base.in_features, device=base.weight.device)",
-        "lora_A is float32",
-    ),
-    (
-        "update outside of the graph",
-        "self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
-        "self.scaling * (x @ self.lora_A.T @ self.lora_B.T).detach()",
-        "no gradient reaches lora_A",
-    ),
-    (
-        "a weight of its own, and trained",
-        "        self.scaling = alpha / rank\n",
-        (
-            "        self.scaling = alpha / rank\n"
-            "        self.weight = nn.Parameter(base.weight.detach().clone())\n"
-        ),
-        "weight trains too: only the adapter should",
-    ),
-    (
-        "a copy of the base",
-        "self.base = base.requires_grad_(False)",
-        "self.base = copy.deepcopy(base.requires_grad_(False))",
-        "base is a copy: keep the layer that was given",
-    ),
-    (
-        "the base changed by forward",
-        "self.base(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
-        (
-            "self.forward_with(self.base.weight, x)\n\n"
-            "    def forward_with(self, weight: Tensor, x: Tensor) -> Tensor:\n"
-            "        weight += self.scaling * (self.lora_B @ self.lora_A)\n"
-            "        return F.linear(x, weight, self.base.bias)"
-        ),
-        "forward changes base.weight",
-    ),
-    (
-        "the base under no_grad",
-        "self.base(x) +",
-        "self.base(x).detach() +",
-        "gradient of x: it comes through the update alone",
-    ),
-    (
-        "a bias taken for granted",
-        "self.base(x) +",
-        "x @ self.base.weight.T + self.base.bias +",
-        "no bias: your code raised TypeError",
-    ),
-    (
-        "A constant",
-        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
-        "nn.init.constant_(self.lora_A, base.in_features**-0.5)",
-        "lora_A is not drawn uniformly from +-1/sqrt(in)",
-    ),
-    (
-        "A on one side of zero",
-        "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
-        "nn.init.uniform_(self.lora_A, 0, base.in_features**-0.5)",
-        "lora_A is not drawn uniformly from +-1/sqrt(in)",
-    ),
-    (
-        "a seed set",
-        "        self.scaling = alpha / rank\n",
-        "        self.scaling = alpha / rank\n        torch.manual_seed(0)\n",
-        "lora_A is the same each time",
-    ),
-)
 
 
 # ---- What LoRA's and DoRA's exercises have in common ----

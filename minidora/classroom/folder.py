@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minidora.checks import LESSONS
-from minidora.checks.core import Exercise, Lesson
+from minidora.checks.exercise import Exercise, Lesson
 from minidora.classroom.authoring import BEGIN, END
 from minidora.classroom.notebook import Notebook, read_notebook
 

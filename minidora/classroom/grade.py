@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from minidora.checks.core import Answer, CheckFailed, Exercise, Lesson, NotStarted
+from minidora.checks.exercise import Answer, CheckFailed, Exercise, Lesson, NotStarted
 from minidora.classroom.notebook import Notebook
 from minidora.runner.process import Lost, Worker, WorkerPool
 

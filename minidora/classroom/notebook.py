@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minidora.checks import LESSONS
-from minidora.checks.core import Exercise
+from minidora.checks.exercise import Exercise
 
 LARGEST_NOTEBOOK = 50 * 2**20
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minidora.checks import LESSONS
-from minidora.checks.core import Exercise, Lesson
+from minidora.checks.exercise import Exercise, Lesson
 from minidora.classroom import folder as folders
 from minidora.classroom import submissions
 from minidora.classroom.grade import Limits, Result, judge

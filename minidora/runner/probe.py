@@ -2,7 +2,7 @@
 
 A probe is a function of this file that calls the learner's function or class. It runs where the
 learner's code lives: in the notebook's kernel, or in the process that `minidora check` starts.
-What it found is packed into JSON and judged elsewhere (minidora/checks/core.py), so that a check
+What it found is packed into JSON and judged elsewhere (minidora/checks/exercise.py), so that a check
 reads the same data in a notebook and over a class, and that nothing a submission does in its own
 process can reach the verdict.
 
@@ -16,17 +16,23 @@ import linecache
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
 
 from minidora.memory import LiveBytes
+
+LONGEST = 100_000
+"""Letters of the longest text that a probe hands back."""
 
 LARGEST = 256 * 2**20
 """Bytes of the largest tensor that a probe hands back."""
@@ -45,27 +51,159 @@ def call(answer: Callable[..., Any], *args: Any) -> Any:
     return result
 
 
+def calls(answer: Callable[..., Any], rounds: list[list[Any]]) -> list[Any]:
+    """answer(*args) for each of the rounds, all looked at after the last."""
+    return [answer(*args) for args in rounds]
+
+
+def surroundings(answer: Callable[..., Any], *args: Any) -> list[str]:
+    """What answer(*args) changes and should not: arguments by their name, and torch's state."""
+    before, state = [pack(argument) for argument in args], _torch_state()
+    answer(*args)
+    after = _torch_state()
+    changed = [
+        f"the caller's {argument_name(answer, index)}"
+        for index, argument in enumerate(args)
+        if pack(argument) != before[index]
+    ]
+    return changed + [name for name, value in state.items() if after[name] != value]
+
+
+def _torch_state() -> dict[str, Any]:
+    """What a function may change for the whole process, by what to call it."""
+    hooks = [value for name, value in vars(nn.modules.module).items() if name.startswith("_global")]
+    return {
+        "whether gradients are recorded": torch.is_grad_enabled(),
+        "torch's inference mode": torch.is_inference_mode_enabled(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's default device": torch.get_default_device(),
+        "torch's random state": bytes(torch.get_rng_state().tolist()),
+        "torch's number of threads": torch.get_num_threads(),
+        "whether torch is deterministic": torch.are_deterministic_algorithms_enabled(),
+        "the hooks of all modules": [list(hook) for hook in hooks if isinstance(hook, dict)],
+    }
+
+
 def away(answer: Callable[..., Any], *args: Any) -> Any:
-    """answer(*args) where new tensors go to another device, unless the answer says which one.
+    """answer(*args) where the arguments are on another device than the CPU.
 
-    It stands for a GPU where there is none: what was made without `device=` is on the meta device
-    then, away from the arguments, until it is moved.
+    Where there is no GPU, the device "meta" plays its part: tensors there hold numbers, as long as
+    this runs, and refuse to meet tensors of the CPU, as those of a GPU do. What was made by NumPy,
+    from a list or without `device=` is on the CPU.
     """
-    with _Moves(), torch.device("meta"):  # type: ignore[no-untyped-call]
-        return answer(*args)
+    with Elsewhere(), FromData():  # type: ignore[no-untyped-call]
+        return answer(*(_moved(argument) for argument in args))
 
 
-class _Moves(TorchDispatchMode):
-    """Lets a tensor be moved off the meta device, as off any other; its numbers become zeros."""
+class Away(Tensor):
+    """A tensor that says it is on the device "meta", around the one on the CPU that it is."""
+
+    inside: Tensor
+
+    @staticmethod
+    def __new__(cls, real: Tensor) -> "Away":
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            real.size(),
+            strides=real.stride(),
+            storage_offset=real.storage_offset(),
+            dtype=real.dtype,
+            device=torch.device("meta"),
+            requires_grad=False,
+        )
+        made.inside = real
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.tolist:
+            return args[0].inside.tolist()
+        if func is Tensor.new_tensor:
+            like = {"dtype": args[0].dtype, "device": args[0].device, **(kwargs or {})}
+            return torch.tensor(args[1], dtype=like["dtype"]).to(like["device"])
+        if func in (Tensor.numpy, Tensor.__array__):
+            raise TypeError("can't convert a tensor of another device to numpy: .cpu() first")
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return Elsewhere.work(func, args, kwargs or {})
+
+
+class Elsewhere(TorchDispatchMode):
+    """Lets Away tensors be computed with, and makes new ones where device="meta" is asked for."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        to = (kwargs or {}).get("device")
-        if func is torch.ops.aten._to_copy.default and to is not None and args[0].is_meta:
-            dtype = kwargs.get("dtype") or args[0].dtype
-            return torch.zeros(args[0].shape, dtype=dtype, device=to)
-        return func(*args, **(kwargs or {}))
+        return self.work(func, args, kwargs or {})
+
+    @staticmethod
+    def work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)]
+        wanted = kwargs.get("device")
+        away = [part for part in given if isinstance(part, Away)]
+        near = [part for part in given if not isinstance(part, Away) and part.ndim]
+        if away and near and func.overloadpacket not in MAY_MEET:
+            raise RuntimeError("Expected all tensors to be on the same device, but found two")
+        lands_away = bool(away) if wanted is None else torch.device(wanted).type == "meta"
+        if wanted is not None:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        args_, kwargs_ = tree_map(
+            lambda part: part.inside if isinstance(part, Away) else part, (args, kwargs)
+        )
+        made = func(*args_, **kwargs_)
+        if func is torch.ops.aten.copy_.default:
+            return args[0]
+        if not lands_away:
+            return made
+        made = tree_map(lambda part: Away(part) if isinstance(part, Tensor) else part, made)
+        return return_and_correct_aliasing(func, args, kwargs, made) if away else made
+
+
+MAY_MEET = {
+    torch.ops.aten._to_copy,
+    torch.ops.aten.copy_,
+    torch.ops.aten.index,
+    torch.ops.aten.index_put,
+    torch.ops.aten.index_put_,
+    torch.ops.aten._index_put_impl_,
+}
+"""What takes tensors of two devices: copies, and indexing by a tensor of the CPU."""
+
+
+class FromData(TorchFunctionMode):
+    """Takes torch.tensor(data, device="meta") to Elsewhere, which never gets to see it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and kwargs.get("device"):
+            device = kwargs.pop("device")
+            return func(*args, **kwargs).to(device)
+        return func(*args, **kwargs)
+
+
+def _moved(argument: Any) -> Any:
+    """A tensor, or a copy of a module, on the other device."""
+    if isinstance(argument, Tensor):
+        return Away(argument.detach().clone()).requires_grad_(argument.requires_grad)
+    if isinstance(argument, nn.Module):
+        for module in argument.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    moved = nn.Parameter(Away(value.detach().clone()), value.requires_grad)
+                    module._parameters[name] = moved
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = Away(buffer.detach().clone())
+    return argument
 
 
 def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
@@ -95,18 +233,24 @@ def in_place(answer: Callable[..., Any], subject: Any, *args: Any) -> Any:
 
 
 def gradients(
-    answer: Callable[..., Any], args: list[Any], wrt: list[int], cotangent: Tensor
+    answer: Callable[..., Any], args: list[Any], wrt: list[int], *cotangents: Tensor
 ) -> dict[str, Any]:
     """{"value": y, "gradients": [...]}: of sum(y * cotangent), for the arguments number wrt.
 
+    Where the answer is a tuple, there is a cotangent for each part, and all parts are summed.
     The list holds None for an argument that no gradient reaches.
     """
     leaves = list(args)
     for index in wrt:
         leaves[index] = args[index].detach().clone().requires_grad_()
     value = answer(*leaves)
-    if isinstance(value, Tensor) and value.requires_grad:
-        torch.autograd.backward([value], [cotangent])
+    parts = value if isinstance(value, tuple | list) else [value]
+    live = [
+        pair for pair in zip(parts, cotangents, strict=False)
+        if isinstance(pair[0], Tensor) and pair[0].requires_grad
+    ]  # fmt: skip
+    if live:
+        torch.autograd.backward([part for part, _ in live], [dy for _, dy in live])
     return {"value": value, "gradients": [leaves[index].grad for index in wrt]}
 
 
@@ -207,12 +351,34 @@ def run(
     The kinds are "not started", "changed" (an argument), "time" and "raised".
     """
     try:
-        with time_limit(seconds):
+        with time_limit(seconds), plain_torch():
             return {"value": pack(globals()[probe](answer, *args, **kwargs))}
     except KeyboardInterrupt:  # a person stopped it
         raise
     except BaseException as error:
         return describe(error)
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """torch as it is when a process begins, whatever a notebook set; as it was afterwards."""
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    elsewhere = torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext(),
+            torch.device("cpu") if elsewhere else nullcontext(),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        if not elsewhere and torch.get_default_device().type != "cpu":
+            torch.set_default_device(None)
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -321,10 +487,17 @@ class Module:
 
 def pack(value: Any) -> Any:
     """As JSON data: None, numbers, text, tensors, modules, and lists, tuples and dicts of them."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | float):
         return value
+    if isinstance(value, str):
+        return value[:LONGEST].encode("utf-8", "replace").decode()
     if isinstance(value, Tensor):
         return _pack_tensor(value)
+    if isinstance(value, Integral):  # NumPy's too
+        short = abs(int(value)).bit_length() <= 1000
+        return int(value) if short else {"other": "int of hundreds of digits"}
+    if isinstance(value, Real):
+        return float(value)
     if isinstance(value, list | tuple):
         return {"tuple" if isinstance(value, tuple) else "list": [pack(item) for item in value]}
     if isinstance(value, dict):
@@ -374,9 +547,9 @@ def unpack(data: Any) -> Any:
 def _pack_tensor(tensor: Tensor) -> dict[str, Any]:
     if tensor.layout != torch.strided or tensor.nbytes > LARGEST:
         return {"other": f"{tensor.layout} tensor of shape {tuple(tensor.shape)}"}
-    plain = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
     content = b""
     if not tensor.is_meta:
+        plain = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
         flat = torch.empty(plain.numel(), dtype=plain.dtype)
         flat.copy_(plain.reshape(-1))  # contiguous() keeps the stride of a single number
         content = flat.view(torch.uint8).numpy().tobytes()

@@ -4,9 +4,12 @@ import dataclasses
 import functools
 import json
 import linecache
+import runpy
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import IPython
 import pytest
@@ -14,14 +17,34 @@ import torch
 from torch import Tensor
 
 from minidora import checks, dora, plots
-from minidora.checks import core
-from minidora.checks.core import CheckFailed, Exercise, NotStarted, WrongAnswer
+from minidora.checks import catalog
+from minidora.checks.exercise import WIDTH, CheckError, CheckFailed, Exercise, NotStarted
 from minidora.classroom import authoring
 from minidora.runner import probe
 
 SOLUTIONS = Path(__file__).parents[2] / "solutions"
 EXERCISES = [exercise for lesson in checks.LESSONS.values() for exercise in lesson.exercises]
-WRONG = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.wrong]
+
+
+class WrongAnswer(NamedTuple):
+    """A usual mistake: the solution with `old` replaced by `new`, and what the check says of it."""
+
+    name: str
+    old: str  # stands exactly once in the solution's cell
+    new: str
+    says: str  # part of the message
+
+
+def _listed() -> list[tuple[Exercise, WrongAnswer]]:
+    """The wrong answers of wrong_answers/LESSON.py."""
+    lists: dict[str, list[tuple[str, str, str, str]]] = {}
+    for path in sorted((Path(__file__).parent / "wrong_answers").glob("*.py")):
+        lists |= runpy.run_path(str(path))["WRONG"]
+    every = {exercise.name: exercise for exercise in EXERCISES}
+    return [(every[name], WrongAnswer(*wrong)) for name in lists for wrong in lists[name]]
+
+
+WRONG = _listed()
 
 
 def name(value: Any) -> str:
@@ -63,7 +86,7 @@ def refusal(exercise: Exercise, source: str | Any) -> CheckFailed:
     given = answer(exercise, source) if isinstance(source, str) else source
     with pytest.raises(CheckFailed) as caught:
         exercise(given)
-    assert all(len(line) <= core.WIDTH for line in caught.value._render_traceback_())
+    assert all(len(line) <= WIDTH for line in caught.value._render_traceback_())
     return caught.value
 
 
@@ -108,8 +131,8 @@ def test_every_exercise_is_announced_as_its_check_declares_it() -> None:
         for index, exercise in enumerate(lesson.exercises, start=1):
             assert exercise.number == f"{lesson.number}.{index}"
             assert exercise.hint.endswith("?")
-            assert len(exercise.wrong) >= 4
-            assert len({wrong.name for wrong in exercise.wrong}) == len(exercise.wrong)
+            names = [wrong.name for own, wrong in WRONG if own is exercise]
+            assert len(set(names)) == len(names)
             solution = next(
                 place for place, data in enumerate(metadata)
                 if data and data["grade_id"] == exercise.name
@@ -834,3 +857,52 @@ def test_plain_data_comes_back_and_the_rest_by_name() -> None:
     value = {"a": [1, (2.5, None)], "b": "text", "c": object()}
     back = probe.unpack(json.loads(json.dumps(probe.pack(value))))
     assert back == {"a": [1, (2.5, None)], "b": "text", "c": probe.Other("object")}
+
+
+# ---- A fault of a check, and what is read without torch ----
+
+
+def _broken(answer: Any) -> None:
+    answer.case("by hand")
+    raise KeyError("ours")
+
+
+def test_fault_of_a_check_is_not_the_learners() -> None:
+    broken = dataclasses.replace(ROW_NORM, body=_broken)
+    broken = Exercise(**{f.name: getattr(broken, f.name) for f in dataclasses.fields(Exercise)})
+    with pytest.raises(CheckError) as caught:
+        broken(lambda w: w)
+    assert not isinstance(caught.value, CheckFailed)
+    assert "3.1 row_norm: the check itself broke (KeyError: 'ours')" in caught.value.message
+    assert "in _broken" in caught.value.stack
+    with pytest.raises(KeyError):
+        broken(lambda w: w, debug=True)
+
+
+def test_catalog_says_what_the_exercises_say_without_importing_torch() -> None:
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('catalog', {catalog.__file__!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(len(module.entries()), 'torch' in sys.modules)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [str(len(EXERCISES)), "False"]
+    for exercise, entry in zip(EXERCISES, catalog.entries(), strict=True):
+        told = dataclasses.asdict(entry)
+        told.pop("lesson")
+        assert told == {name: getattr(exercise, name) for name in told}
+
+
+def test_checks_import_nothing_but_torch_and_their_own() -> None:
+    code = (
+        "import sys, minidora\n"
+        "before = set(sys.modules)\n"
+        "import minidora.checks\n"
+        "own = sys.stdlib_module_names | {'minidora', 'torch'}\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before} - own\n"
+        "print(sorted(new))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

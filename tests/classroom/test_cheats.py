@@ -148,7 +148,7 @@ def cheats(submissions: Path) -> dict[str, str]:
         "solution copied by another program": f"import subprocess\nsubprocess.run(['cp', "
         f"{str(solution)!r}, 'here.ipynb'])\n" + reading(Path("here.ipynb")),
         "neighbour read": reading(submissions / "zz honest" / f"{NAME}.ipynb"),
-        "check's source read": f"open({str(root / 'minidora/checks/core.py')!r}).read()\n" + WRONG,
+        "check's source read": f"open({str(root / 'minidora/checks/spec.py')!r}).read()\n" + WRONG,
         "package's own": "from minidora.dora import row_norm\n",
         "package's own inside": "def row_norm(weight):\n    from minidora.dora import row_norm\n"
         "    return row_norm(weight)\n",

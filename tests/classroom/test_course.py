@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from typer.testing import CliRunner, Result
 
 from minidora import checks, cli
-from minidora.checks.core import WIDTH
+from minidora.checks.exercise import WIDTH
 from minidora.classroom import authoring, grade, report
 from minidora.classroom import folder as folders
 from minidora.classroom.notebook import is_stub, read_notebook

@@ -1,0 +1,494 @@
+"""An exercise as a spec: a slow, plain oracle, and what is drawn to compare the learner's with it.
+
+    @spec(lesson, "3.1", title=..., difficulty="easy", minutes=5, teaches=..., hint=...,
+          shapes="(out, in) -> (out,)")
+    def row_norm(weight: Tensor) -> Tensor:
+        return torch.tensor([math.hypot(*row) for row in weight.tolist()], dtype=torch.float64)
+
+    row_norm.example([[3, 4, 0], [0, 5, 12]], gives=[5, 13])
+    row_norm.mistake("one norm per input (dim=0): DoRA keeps one per output neuron",
+                     lambda w: w.norm(dim=0))
+
+The oracle gets its tensors in float64. It must not be the code being taught. Names in `shapes` are
+sizes, drawn anew; "..." stands for any number of axes; a word without parentheses is no tensor
+("(rank, in), alpha -> (in,)"); a result of several parts names them ("magnitude (out,), direction
+(out, in)").
+
+Every spec goes through the same battery: examples, random sizes, sizes of 1, tiny rows, float64 to
+1e-10, gradients against central differences of the oracle, half precision, arguments that are not
+contiguous, calls in between, another device, and whatever a function has no business to change.
+"""
+
+import itertools
+import math
+import random
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minidora.checks.exercise import Answer, Exercise, Lesson, Refused
+from minidora.checks.expect import (
+    expect,
+    expect_device,
+    expect_dtype,
+    expect_number,
+    expect_parts,
+    expect_words,
+    matches,
+    randn,
+    require,
+)
+from minidora.runner import probe
+
+Function = Callable[..., Any]
+AXES = ((), (2,), (2, 3), (2, 2, 3))
+"""What "..." stands for, in turn."""
+BY_HEART = "this is the answer to the example: compute it from the arguments"
+TINY = 1e-10
+_dice = random.Random(secrets.randbits(64))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One argument or one part of the result; axes is None for what is not a tensor."""
+
+    name: str
+    axes: tuple[str, ...] | None
+
+    @property
+    def text(self) -> str:
+        axes = self.axes or ()
+        return f"({', '.join(axes)}{',' if len(axes) == 1 and axes != ('...',) else ''})"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What a usual mistake gives: of the whole result, or of the part of that name."""
+
+    message: str
+    function: Function
+    part: str = ""
+
+
+@dataclass
+class Spec(Exercise):
+    """An exercise whose check is made from its oracle; see this file's docstring.
+
+    Args (beyond Exercise's):
+        shapes: of the arguments and of the result.
+        draw: how to draw an argument, by name, where standard normal numbers (or a number from 1
+            to 20) will not do: called with its shape, or with nothing.
+        grads: names of the arguments whose gradients are checked; by default all tensors with
+            fractions, if the result is a tensor.
+        tiny: names of the arguments made of tiny rows; by default the first tensor.
+        dtypes: "same" where the result has the dtype of the arguments, "any" where it may not.
+        half: whether it must also work in bfloat16.
+        tolerance: relative, for plain numbers.
+        sizes: ranges for names in shapes, (lowest, highest); (2, 7) by default.
+    """
+
+    oracle: Function = field(kw_only=True)
+    shapes: str = field(kw_only=True)
+    draw: dict[str, Function] = field(default_factory=dict, kw_only=True)
+    grads: tuple[str, ...] | None = field(default=None, kw_only=True)
+    tiny: tuple[str, ...] | None = field(default=None, kw_only=True)
+    dtypes: str = field(default="same", kw_only=True)
+    half: bool = field(default=True, kw_only=True)
+    tolerance: float = field(default=0.0, kw_only=True)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict, kw_only=True)
+    examples: list[tuple[str, tuple[Any, ...], Any]] = field(default_factory=list, init=False)
+    mistakes: list[Mistake] = field(default_factory=list, init=False)
+    slopes: list[Function] = field(default_factory=list, init=False)
+    slope_mistakes: list[Mistake] = field(default_factory=list, init=False)
+    extra: list[Callable[[Answer], None]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given, result = self.shapes.split("->")
+        code = self.oracle.__code__
+        names = list(code.co_varnames[: code.co_argcount])
+        self.inputs = _slots(given, names)
+        self.outputs = _slots(result, [])
+        tensors = [slot.name for slot in self.inputs if slot.axes is not None]
+        self.tiny = tuple(tensors[:1]) if self.tiny is None else self.tiny
+        real = all(slot.axes is not None for slot in self.outputs)
+        self.grads = (tuple(tensors) if real else ()) if self.grads is None else self.grads
+        self.wrt = [names.index(name) for name in self.grads]
+
+    # ---- What an author adds ----
+
+    def example(self, *args: Any, gives: Any, case: str = "by hand") -> None:
+        """A case worked by hand; nested lists are tensors. `gives` is compared with the oracle."""
+        told = tuple(
+            torch.tensor(value, dtype=torch.float32) if slot.axes is not None else value
+            for slot, value in zip(self.inputs, args, strict=True)
+        )
+        value = gives if len(self.outputs) > 1 else (gives,)
+        parts = tuple(
+            torch.tensor(part, dtype=torch.float64) if slot.axes is not None else part
+            for slot, part in zip(self.outputs, value, strict=True)
+        )
+        self.examples.append((case, told, parts))
+
+    def mistake(self, message: str, function: Function, part: str = "") -> None:
+        """Name a usual mistake once: what it would give, and what to say to whoever made it.
+
+        Where it gives the right value, or cannot be computed, in some draw, it is passed over.
+        """
+        self.mistakes.append(Mistake(message, function, part))
+
+    def slope(self, function: Function) -> None:
+        """Another function whose central differences are right gradients: function(at, *args).
+
+        `at` holds the arguments as they are, and args those that are moved: what is computed from
+        `at` is a constant in the backward pass. With several slopes, any of them will do, for all
+        arguments alike.
+        """
+        self.slopes.append(function)
+
+    def slope_mistake(self, message: str, function: Function) -> None:
+        """A usual mistake in the gradient, as function(at, *args); see slope."""
+        self.slope_mistakes.append(Mistake(message, function))
+
+    def also(self, check: Callable[[Answer], None]) -> None:
+        """A further check, for what this exercise alone asks."""
+        self.extra.append(check)
+
+    # ---- Draws ----
+
+    def random_sizes(self, **fixed: int) -> dict[str, int]:
+        """A size for each name in shapes: different ones, but for those that are fixed."""
+        axes = [axis for slot in self.inputs for axis in slot.axes or ()]
+        names = [axis for axis in dict.fromkeys(axes) if axis.isidentifier()]
+        for _ in range(100):
+            sizes = {name: _dice.randint(*self.sizes.get(name, (2, 7))) for name in names} | fixed
+            if len(set(sizes.values())) == len(sizes):
+                break
+        return {name: sizes[name] for name in names}
+
+    def some(
+        self, sizes: dict[str, int], lead: Sequence[int] = (2,), dtype: torch.dtype = torch.float64
+    ) -> list[Any]:
+        """Arguments of these sizes; lead is what "..." stands for."""
+        args = []
+        for slot in self.inputs:
+            if slot.axes is None:
+                args.append(self.draw.get(slot.name, _number)())
+                continue
+            shape: list[int] = []
+            for axis in slot.axes:
+                shape += lead if axis == "..." else [sizes[axis] if axis in sizes else int(axis)]
+            value = self.draw.get(slot.name, _normal)(*shape)
+            args.append(value.to(dtype) if value.is_floating_point() else value)
+        return args
+
+    def telling(self, dtype: torch.dtype = torch.float64) -> list[Any]:
+        """Arguments for which the mistakes differ, from the result and from each other, and for
+        which rounding stays small: no row of a sum that nearly cancels."""
+        for _ in range(60):
+            args = self.some(self.random_sizes(), dtype=dtype)
+            want = self.want(args)
+            near = [_nudged(arg) for arg in args]
+            if not all(map(partial(matches, tolerance=2e-6), want, self.want(near))):
+                continue
+            values = [want, *(value for value, _, _ in self.known(args))]
+            if not any(self.alike(*pair) for pair in itertools.combinations(values, 2)):
+                break
+        return args
+
+    # ---- What is right, and what usual mistakes give ----
+
+    def want(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        return self.parts(self.oracle(*_wide(args)))
+
+    def parts(self, value: Any) -> tuple[Any, ...]:
+        return tuple(value) if len(self.outputs) > 1 else (value,)
+
+    def known(self, args: Sequence[Any]) -> Iterator[tuple[tuple[Any, ...], str, int | None]]:
+        """(result, message, index of the part or None) of each mistake that says something here."""
+        for mistake in self.mistakes:
+            try:
+                value = mistake.function(*_wide(args))
+            except (RuntimeError, IndexError):  # it cannot be made with these sizes
+                continue
+            if value is None:
+                continue
+            index = (
+                [slot.name for slot in self.outputs].index(mistake.part) if mistake.part else None
+            )
+            whole = self.parts(value) if index is None else list(self.want(args))
+            if index is not None:
+                whole = (*whole[:index], value, *whole[index + 1 :])
+            yield tuple(whole), mistake.message, index
+
+    def alike(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+        return all(map(partial(matches, tolerance=max(self.tolerance, 1e-3)), first, second))
+
+    # ---- The battery ----
+
+    def judge(self, answer: Answer) -> None:
+        """The check of this exercise: from what tells most to what is rarely wrong."""
+        has_tensors = any(slot.axes is not None for slot in self.inputs)
+        for case, given, value in self.examples:
+            answer.case(case)
+            self.compare(answer, given, value)
+        answer.case("random")
+        self.compare(answer, self.telling(torch.float32))
+        if has_tensors:
+            answer.case("float64")
+        self.compare(answer, self.telling())
+        self.compare(answer, self.telling())
+        if self.grads:
+            answer.case("gradient")
+            self.compare_gradients(answer, self.telling())
+        self.sizes_and_shapes(answer)
+        answer.case("calls in turn")
+        sizes = self.random_sizes()
+        first, second = self.some(sizes), self.some(sizes)
+        rounds = [first, second, first]
+        for args, got in zip(rounds, answer.probe(probe.calls, rounds), strict=True):
+            with _because("something is kept from an earlier call: "):
+                self.refuse(got, args, self.want(args), named=False)
+        if has_tensors:
+            self.other_tensors(answer)
+        answer.case("nothing else changed")
+        for thing in answer.probe(probe.surroundings, *self.some(self.random_sizes())):
+            require(False, f"it changes {thing}: leave that as it is")
+        for check in self.extra:
+            check(answer)
+
+    def sizes_and_shapes(self, answer: Answer) -> None:
+        names = list(self.random_sizes())
+        if names:
+            answer.case("equal sizes")
+            self.compare(answer, self.some(dict.fromkeys(names, 4), (4,)))
+        free = [index for index, slot in enumerate(self.inputs) if "..." in (slot.axes or ())]
+        for lead in AXES if free else ():
+            args = self.some(self.random_sizes(), lead)
+            answer.case(f"{self.inputs[free[0]].name} of shape {tuple(args[free[0]].shape)}")
+            self.compare(answer, args)
+        for ones in [*([name] for name in names), names] if names else []:
+            answer.case(f"{' = '.join(ones)} = 1")
+            args = self.some(self.random_sizes(**dict.fromkeys(ones, 1)), (1,))
+            self.compare(answer, args, named=False)
+
+    def other_tensors(self, answer: Answer) -> None:
+        if self.tiny:
+            answer.case("tiny rows")
+            args = [
+                TINY * arg if slot.name in self.tiny else arg
+                for slot, arg in zip(self.inputs, self.telling(), strict=True)
+            ]
+            with _because("rows of length 1e-10, is there an epsilon or a clamp? "):
+                self.compare(answer, args, named=False)
+        answer.case("not contiguous")
+        self.compare(answer, list(map(_strided, self.some(self.random_sizes()))), named=False)
+        if self.half:
+            answer.case("bfloat16")
+            self.compare_half(answer, self.telling(torch.bfloat16))
+        expect_device(answer, *self.some(self.random_sizes(), dtype=torch.float32))
+
+    def compare(
+        self, answer: Answer, args: Sequence[Any], want: Any = None, named: bool = True
+    ) -> None:
+        """Refuse what the learner's function makes of args unless it is `want`, or the oracle's."""
+        got = answer(*args)
+        example = want is not None
+        try:
+            self.refuse(got, args, want if example else self.want(args), named, not example)
+        except Refused as refused:
+            if example and not refused.known:  # another draw may tell which mistake it is
+                other = self.telling()
+                try:
+                    self.refuse(answer(*other), other, self.want(other))
+                except Refused as told:
+                    if told.known:
+                        raise told from None
+            raise
+
+    def refuse(
+        self,
+        got: Any,
+        args: Sequence[Any],
+        want: tuple[Any, ...],
+        named: bool = True,
+        by_heart: bool = True,
+    ) -> None:
+        """Refuse unless got is `want`, by the mistake's name where it has one."""
+        names = [slot.name for slot in self.outputs]
+        parts = expect_parts(got, names) if len(names) > 1 else (got,)
+        known = list(self.known(args)) if named else []
+        if by_heart:
+            known += [(value, BY_HEART, None) for _, _, value in self.examples]
+        for value, message, index in known:
+            whole = len(names) > 1 and index is None
+            if whole and self.alike(parts, value) and not self.alike(parts, want):
+                raise Refused(message, known=True)
+        for index, (slot, part, right) in enumerate(zip(self.outputs, parts, want, strict=True)):
+            mine = [(value[index], text) for value, text, at in known if at in (index, None)]
+            if slot.axes is not None:
+                self.refuse_tensor(part, right, mine, slot, args)
+            elif isinstance(right, list):
+                expect_words(part, right, mine, slot.name if len(names) > 1 else "")
+            else:
+                name = slot.name if len(names) > 1 else ""
+                expect_number(part, right, mine, name, self.tolerance)
+
+    def refuse_tensor(
+        self, got: Any, want: Tensor, known: Any, slot: Slot, args: Sequence[Any]
+    ) -> None:
+        if not slot.axes and isinstance(got, int | float) and not isinstance(got, bool):
+            got = torch.tensor(float(got), dtype=torch.float64)
+        expect(got, want, known, slot.name, slot.text)
+        dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()}
+        if self.dtypes == "same" and dtypes == {torch.float64} and got.dtype != torch.float64:
+            expect_dtype(got, torch.float64)
+
+    def compare_half(self, answer: Answer, args: Sequence[Any]) -> None:
+        """The right dtype, and about the right values: rounding may hurt where rows cancel."""
+        try:
+            got = answer(*args)
+        except Refused as refused:
+            if "not implemented for" in refused.message:  # PyTorch's gap on a CPU, not the answer's
+                return
+            raise
+        parts = got if len(self.outputs) > 1 else (got,)
+        for part, want in zip(parts, self.want(args), strict=True):
+            if not isinstance(part, Tensor):
+                continue
+            if self.dtypes == "same":
+                expect_dtype(part, torch.bfloat16)
+            error, size = (part.double() - want).abs(), want.abs()
+            require(
+                bool(error.median() <= 0.1 * size.max()),
+                f"bfloat16 arguments give something else: off by {error.median():.2g}",
+            )
+
+    # ---- Gradients ----
+
+    def compare_gradients(self, answer: Answer, args: list[Any]) -> None:
+        """Refuse gradients that are not the central differences of one and the same slope."""
+        dys = [_normal(*part.shape) for part in self.want(args)]
+        found = answer.probe(probe.gradients, args, self.wrt, *dys)["gradients"]
+        slopes = self.slopes or [lambda at, *now: self.oracle(*now)]
+        rights = [self.differences(slope, args, dys) for slope in slopes]
+        fits = [list(map(_near, found, right)) for right in rights]
+        if any(map(all, fits)):
+            return
+        best = max(range(len(fits)), key=lambda index: sum(fits[index]))
+        at = fits[best].index(False)
+        name, got, want = self.grads[at], found[at], rights[best][at]  # type: ignore[index]
+        require(
+            isinstance(got, Tensor),
+            f"no gradient reaches {name}: something on its way is detached, or under no_grad",
+        )
+        require(
+            not any(fit[at] for fit in fits),
+            f"the gradient of {name} belongs to another formula than the others': "
+            "what is detached for one is detached for all",
+        )
+        for mistake in self.slope_mistakes:
+            wrong = self.differences(mistake.function, args, dys)[at]
+            if _near(got, wrong) and not _near(want, wrong):
+                raise Refused(f"gradient of {name}: {mistake.message}", known=True)
+        expect(got, want, name=f"gradient of {name}")
+
+    def differences(
+        self, function: Function, args: Sequence[Any], dys: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """d sum(y * dy) / d argument for each of grads, by central differences of order 4."""
+
+        def height(index: int, entry: int, step: float) -> float:
+            moved = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+            moved[index].view(-1)[entry] += step
+            parts = self.parts(function(args, *moved))
+            return math.fsum(float((y * dy).sum()) for y, dy in zip(parts, dys, strict=True))
+
+        step, weights = 1e-3, {1: 8, -1: -8, 2: -1, -2: 1}
+        return [
+            torch.tensor(
+                [
+                    sum(w * height(index, entry, n * step) for n, w in weights.items()) / 12 / step
+                    for entry in range(args[index].numel())
+                ],
+                dtype=torch.float64,
+            ).reshape(args[index].shape)
+            for index in self.wrt
+        ]
+
+
+def spec(lesson: Lesson, number: str, **told: Any) -> Callable[[Function], Spec]:
+    """Make a Spec of the oracle below, with the fields of Spec that are told."""
+
+    def decorate(oracle: Function) -> Spec:
+        made = Spec(number=number, name=oracle.__name__, oracle=oracle, **told)
+        lesson.exercises.append(made)
+        return made
+
+    return decorate
+
+
+def _slots(text: str, names: Sequence[str]) -> list[Slot]:
+    found = re.findall(r"(\w*)\s*\(([^)]*)\)|(\w+)", text)
+    slots = []
+    for index, (name, axes, word) in enumerate(found):
+        own = names[index] if index < len(names) else name or word
+        inside = tuple(axis.strip() for axis in axes.split(",") if axis.strip())
+        slots.append(Slot(own, None if word else inside))
+    return slots
+
+
+def _normal(*shape: int) -> Tensor:
+    return randn(*shape, dtype=torch.float64)
+
+
+def _number() -> float:
+    """From 1 to 20, seldom whole."""
+    return _dice.randint(10, 200) / 10
+
+
+def _wide(args: Sequence[Any]) -> list[Any]:
+    """Tensors of fractions in float64."""
+    floats = [isinstance(arg, Tensor) and arg.is_floating_point() for arg in args]
+    return [arg.double() if is_float else arg for arg, is_float in zip(args, floats, strict=True)]
+
+
+def _nudged(arg: Any) -> Any:
+    """The argument, as rounding to float32 may change it."""
+    if not isinstance(arg, Tensor) or not arg.is_floating_point():
+        return arg
+    return arg.double() * (1 + 1e-7 * _normal(*arg.shape))
+
+
+def _strided(arg: Any) -> Any:
+    """The same tensor, not contiguous."""
+    if not isinstance(arg, Tensor) or not arg.ndim:
+        return arg
+    return (
+        arg.repeat_interleave(2, dim=-1)[..., ::2]
+        if arg.ndim == 1
+        else arg.mT.clone(memory_format=torch.contiguous_format).mT
+    )
+
+
+def _near(got: Any, want: Tensor) -> bool:
+    """Equal up to what central differences leave open; no gradient is a gradient of zeros."""
+    if got is None:
+        return not want.abs().max() > 1e-9
+    return isinstance(got, Tensor) and matches(got, want, 1e-6)
+
+
+@contextmanager
+def _because(text: str) -> Iterator[None]:
+    """Put this before what is refused inside."""
+    try:
+        yield
+    except Refused as refused:
+        raise Refused(text + refused.message, where=refused.where, helped=refused.helped) from None
