@@ -2,7 +2,7 @@
 
 A probe is a function of this file that calls the learner's function or class. It runs where the
 learner's code lives: in the notebook's kernel, or in the process that `minidora check` starts.
-What it found is packed into JSON and judged elsewhere (minidora/checks/exercise.py), so that a check
+What it found is packed into JSON and judged elsewhere (minidora/checks/exercise.py), so a check
 reads the same data in a notebook and over a class, and that nothing a submission does in its own
 process can reach the verdict.
 
