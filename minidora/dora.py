@@ -7,7 +7,7 @@ There is one magnitude per output neuron: the norm runs over the inputs, dim=1 o
 (out, in) weight. It starts as the row norm of W, so g = 1 and W' = W at the start.
 
 The first line is the definition (dora_weight, the reference); the second is how the layer
-computes it (DoRALinear.forward): W' is never built, and neither is B A (factored_norm). Both are
+computes it (DoRALinear.compose): W' is never built, and neither is B A (factored_norm). Both are
 the same function; tests hold them equal, and lesson 6 derives one from the other.
 
 Reference:
@@ -198,9 +198,7 @@ class DoRALinear(LoRALinear):
         super().reset_parameters()
         self.magnitude.copy_(row_norm(self.base.weight))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled or self.merged:
-            return super().forward(x)
+    def adapted_forward(self, x: Tensor) -> Tensor:
         g = self.magnitude_scale()
         if self.recompute and torch.is_grad_enabled():
             y: Tensor = checkpoint(self.compose, x, g, use_reentrant=False)

@@ -51,12 +51,35 @@ def check_numbers(rank: int, alpha: float, dropout: float) -> None:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
 
 
+def run_pre_hooks(module: nn.Module, x: Tensor) -> Tensor:
+    """The input that the forward pre-hooks of a module make of x."""
+    for key, hook in tuple(module._forward_pre_hooks.items()):
+        if key in module._forward_pre_hooks_with_kwargs:
+            changed: Any = hook(module, (x,), {})
+            changed = None if changed is None else changed[0]
+        else:
+            changed = hook(module, (x,))
+        if changed is not None:
+            x = changed[0] if isinstance(changed, tuple) else changed
+    return x
+
+
+def run_hooks(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The output that the forward hooks of a module make of y, computed from x."""
+    for key, hook in tuple(module._forward_hooks.items()):
+        options: tuple[Any, ...] = ({},) if key in module._forward_hooks_with_kwargs else ()
+        changed: Any = hook(module, (x,), *options, y)
+        if changed is not None:
+            y = changed
+    return y
+
+
 class Adapter(nn.Module):
     """A frozen layer with a trainable update of its weight: what every kind of adapter shares.
 
     The layer answers in one of three ways: alone (enabled is False), with a weight W' computed
     once (merged), or with W and the update side by side. A kind of adapter, such as LoRALinear,
-    creates its parameters and defines forward, reset_parameters and adapted_weight.
+    creates its parameters and defines the methods that raise NotImplementedError here.
 
     Args:
         base: the layer to adapt, of the class named in adapts; its parameters are frozen in place.
@@ -130,6 +153,25 @@ class Adapter(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start anew, at W' = W. Also fills a layer built on the meta device."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Answer in the place of base, whose own hooks run as if it had been called."""
+        x = run_pre_hooks(self.base, input)
+        if not self.enabled:
+            y = self.apply_weight(x, self.base.weight)
+        elif self.merged_weight is not None:
+            y = self.apply_weight(x, self.merged_weight)
+        else:
+            y = self.adapted_forward(x)
+        return run_hooks(self.base, x, y)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What base computes, with this weight in place of its own and with its bias."""
+        raise NotImplementedError
+
+    def adapted_forward(self, x: Tensor) -> Tensor:
+        """What base would compute with W', from W and the update."""
         raise NotImplementedError
 
     def adapted_weight(self) -> Tensor:
@@ -230,13 +272,12 @@ class LoRALinear(Adapter):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled:
-            return self.base(x)  # type: ignore[no-any-return]
-        if self.merged_weight is not None:
-            return F.linear(x, self.merged_weight, self.base.bias)
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.base.bias)
+
+    def adapted_forward(self, x: Tensor) -> Tensor:
         low = F.linear(self.project_down(x), self.lora_B.to(self.base.weight.dtype))  # (..., out)
-        return self.base(x) + low  # type: ignore[no-any-return]
+        return self.apply_weight(x, self.base.weight) + low
 
     def project_down(self, x: Tensor) -> Tensor:
         """s drop(x) A^T, (..., in) -> (..., rank): A first, so B A is never built.

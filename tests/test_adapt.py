@@ -90,8 +90,8 @@ def test_a_class_of_adapters_is_a_method() -> None:
         def adapted_weight(self) -> Tensor:
             return self.base.weight - self.delta_weight()
 
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(x, self.effective_weight(), self.base.bias)
+        def adapted_forward(self, x: Tensor) -> Tensor:
+            return self.apply_weight(x, self.adapted_weight())
 
     model, pretrained = adapt(Model(), Negated, rank=2, alpha=3.0), Model()
     for name, layer in adapter_layers(model):

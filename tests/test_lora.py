@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minidora import LoRALinear
+from minidora import DoRALinear, LoRALinear
 
 
 def layer(
@@ -211,3 +211,31 @@ def test_against_peft() -> None:
     for name, parameter in names.items():
         ours = getattr(lora, name).grad
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
+def test_hooks_of_the_base_run_around_the_adapted_layer(kind: type[LoRALinear]) -> None:
+    """As they would around a plain layer with W': oracle and adapter have the same hooks."""
+    torch.manual_seed(0)
+    base, x = nn.Linear(7, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+    seen: list[nn.Module] = []
+    base.register_forward_pre_hook(lambda module, args: args[0] + 1)
+    base.register_forward_pre_hook(
+        lambda module, args, kwargs: ((2 * args[0],), kwargs), with_kwargs=True
+    )
+    base.register_forward_hook(lambda module, args, y: y * args[0].sum())
+    base.register_forward_hook(lambda module, args, kwargs, y: y - 3, with_kwargs=True)
+    handle = base.register_forward_hook(lambda module, args, y: seen.append(module))
+    plain = copy.deepcopy(base)
+    lora = kind(base, 2, alpha=4.0)
+    nn.init.normal_(lora.lora_B)
+    plain.weight = nn.Parameter(lora.effective_weight().detach())
+    torch.testing.assert_close(lora(x), plain(x))
+    assert seen == [base, plain]
+    lora.merge()
+    torch.testing.assert_close(lora(input=x), plain(input=x))
+    handle.remove()
+    lora.enabled = False
+    base.register_forward_hook(lambda module, args, y: 5 * y)  # registered later
+    torch.testing.assert_close(lora(x), base(x))
+    assert seen == [base, plain, base, plain]
