@@ -233,7 +233,7 @@ def test_hooks_of_the_base_run_around_the_adapted_layer(kind: type[LoRALinear]) 
     torch.testing.assert_close(lora(x), plain(x))
     assert seen == [base, plain]
     lora.merge()
-    torch.testing.assert_close(lora(input=x), plain(input=x))
+    torch.testing.assert_close(lora(input=x), plain(x))
     handle.remove()
     lora.enabled = False
     base.register_forward_hook(lambda module, args, y: 5 * y)  # registered later
