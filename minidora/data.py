@@ -14,6 +14,7 @@ References:
 import lzma
 import math
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -68,24 +69,36 @@ def load_images(
             "fashion-mnist" (70000 each, fetched once by torchvision).
         size: side in pixels, 8 or 28; None takes the dataset's own. Another size than its own is
             made by bilinear interpolation (antialiased downwards), which adds no information.
-        root: folder for what torchvision fetches. It looks there first.
+        root: folder for what torchvision fetches, where it looks first; ~ is your home.
         timeout: seconds that one answer of the network may take.
 
     Raises:
         ValueError: an unknown name or size.
-        RuntimeError: the dataset is neither under root nor to be had; the text names the way out.
+        RuntimeError: the dataset is neither under root nor to be had, or a file there is broken;
+            the text names the way out.
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
     if size not in (None, 8, 28):
         raise ValueError(f"size must be 8 or 28 (or None for the dataset's own), got {size!r}")
-    pictures, y = _digits() if name == "digits" else _torchvision(name, Path(root), timeout)
+    if name == "digits":
+        pictures, y = _digits()
+    else:
+        pictures, y = _torchvision(name, expanded(root), timeout)
     side = size or DATASETS[name]
     if pictures.shape[1:] != (side, side):
         pictures = F.interpolate(
             pictures[:, None], size=(side, side), mode="bilinear", antialias=True
         )[:, 0]
     return Images(pictures.flatten(1), y, torch.arange(len(y)))
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ and ~name as that home. Raises ValueError for a home that is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} names an unknown home: write the folder out") from error
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -97,22 +110,57 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def _torchvision(name: str, root: Path, timeout: float) -> tuple[Tensor, Tensor]:
-    from torchvision import datasets
-
+    """(n, 28, 28) in [0, 1] and (n,), from the files under root, which are fetched if need be."""
+    instead = 'use load_images("digits"), which needs no network'
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise RuntimeError(
+            f"{name} is read by torchvision, which does not import ({error}): "
+            f"pip install torchvision, or {instead}"
+        ) from error
     dataset = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+    raw = root / dataset.__name__ / "raw"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)  # a network that swallows packets would wait for ever
     try:
         parts = [dataset(root, train=train, download=True) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+    except Exception as error:
+        if broken := _broken_files(raw):  # a login page in place of the file, or half of it
+            raise RuntimeError(
+                f"{', '.join(broken)} in {raw.resolve()} cannot be read as {name}: "
+                f"delete the file so that it is fetched again, or {instead}"
+            ) from error
+        if not isinstance(error, RuntimeError | OSError | EOFError):
+            raise
         raise RuntimeError(
             f"{name} is not under {root.resolve()} and could not be fetched ({error}): "
-            f'use load_images("digits"), which needs no network, or put the files of {name} '
-            f"into {root / dataset.__name__ / 'raw'}"
+            f"{instead}, or put the files of {name} into {raw}"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+    for part in parts:
+        if len(part.data) != len(part.targets) or part.data.shape[1:] != (28, 28):
+            raise RuntimeError(
+                f"the images and labels in {raw.resolve()} do not fit together: "
+                f"{tuple(part.data.shape)} and {tuple(part.targets.shape)}; delete the folder so "
+                f"that {name} is fetched again, or {instead}"
+            )
     return torch.cat([part.data for part in parts]) / 255, torch.cat([p.targets for p in parts])
+
+
+def _broken_files(raw: Path) -> list[str]:
+    """Files that are not whole IDX files: 0, 0, type 8 (bytes), dimensions, their sizes, bytes."""
+    broken = []
+    for path in sorted(raw.glob("*-ubyte")):
+        content = path.read_bytes()
+        dimensions = 3 if "images" in path.name else 1
+        head = 4 + 4 * dimensions
+        sizes = struct.unpack(f">{dimensions}I", content[4:head].ljust(head - 4, b"\0"))
+        right = bytes([0, 0, 8, dimensions])
+        if content[:4] != right or len(content) != head + math.prod(sizes):
+            broken.append(path.name)
+    return broken
 
 
 def split(images: Images, sizes: Mapping[str, int], seed: int) -> dict[str, Images]:

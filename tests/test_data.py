@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -101,6 +103,73 @@ def test_files_that_are_there_are_read_without_network(
     np.testing.assert_allclose(images.pictures.numpy(), pictures / 255, rtol=1e-6)
     assert images.y.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert load_images(name, size=8, root=tmp_path).x.shape == (7, 64)
+
+
+def write_mnist(raw: Path, count: int = 7) -> None:
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", np.zeros((count, 28, 28)))
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.arange(count))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_tilde_in_a_path_is_the_home(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "home" / "pictures" / "MNIST" / "raw")
+    assert len(load_images("mnist", root=kind("~/pictures"))) == 14
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]  # no folder called ~
+    with pytest.raises(ValueError, match="'~nobody-here/x' names an unknown home"):
+        load_images("mnist", root="~nobody-here/x")
+
+
+LOGIN = b"<!DOCTYPE html><html><head><title>Sign in to continue</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    "break_file",
+    [
+        lambda path: path.write_bytes(LOGIN),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),  # half fetched
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.write_bytes(b"\0\0\x0d\x01" + path.read_bytes()[4:]),  # of floats
+    ],
+)
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_file_that_is_not_mnist_is_named(
+    name: str, break_file: Callable[[Path], object], tmp_path: Path
+) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    write_mnist(raw)
+    break_file(raw / name)
+    with pytest.raises(RuntimeError, match=f"^{name} in .* cannot be read as mnist: delete"):
+        load_images("mnist", root=tmp_path)
+
+
+def test_images_and_labels_of_other_numbers_are_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_mnist(raw)
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(5))
+    with pytest.raises(RuntimeError, match=r"do not fit together: \(7, 28, 28\) and \(5,\)"):
+        load_images("fashion-mnist", root=tmp_path)
+
+
+def test_without_torchvision_the_error_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(RuntimeError, match="mnist is read by torchvision, .* pip install"):
+        load_images("mnist", root=tmp_path)
+
+
+def test_a_root_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RuntimeError, match=r"could not be fetched .*load_images\(\"digits\"\)"):
+        load_images("mnist", root=tmp_path / "file", timeout=1)
 
 
 @pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("Error downloading")])
