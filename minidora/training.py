@@ -2,25 +2,54 @@
 
     history = fit(model, train, validation=validation, epochs=50, learning_rate=1e-3)
     score = evaluate(model, test)                # Score(loss, accuracy in percent)
+    histories = fit_many(models, train, epochs=50, learning_rate=rates)    # one rate a model
 
 Frozen parameters stay as they are, so the same call trains a whole model or its adapters.
 """
 
 import copy
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidora.data import Images, random_windows
+from minidora.loop import (
+    Epoch,
+    History,
+    RateFactors,
+    Run,
+    Score,
+    check_fit,
+    check_labels,
+    check_numbers,
+    check_window,
+    mode,
+    one_thread,
+    parameter_groups,
+    place_of,
+    progress_bar,
+    share_of_rate,
+)
+from minidora.stack import bytes_of_a_run, fit_in_step, kinds, per_model, why_one_by_one
 
-Item = TypeVar("Item")
+__all__ = [
+    "Epoch",
+    "History",
+    "Score",
+    "device",
+    "evaluate",
+    "evaluate_text",
+    "fit",
+    "fit_many",
+    "fit_text",
+    "one_thread",
+    "progress_bar",
+]
 
 
 def device() -> torch.device:
@@ -45,45 +74,13 @@ def device() -> torch.device:
     return torch.device(name)
 
 
-class Score(NamedTuple):
-    """loss: mean cross-entropy in nats. accuracy: in percent."""
-
-    loss: float
-    accuracy: float
-
-
-class Epoch(NamedTuple):
-    """One pass over the training images; epoch 0 is the model before training.
-
-    train_loss is the mean over the batches as they were trained on, at epoch 0 over all images.
-    validation is measured after the epoch; None without validation images.
-    """
-
-    number: int
-    train_loss: float
-    validation: Score | None
-
-
-@dataclass(frozen=True)
-class History:
-    """How a training run went.
-
-    Attributes:
-        epochs: one entry an epoch, from epoch 0.
-        best: the epoch whose parameters the model has now: that of the lowest validation loss,
-            or the last one without validation images.
-    """
-
-    epochs: list[Epoch]
-    best: Epoch
-
-
 def fit(
     model: nn.Module,
     train: Images,
     *,
     epochs: int,
     learning_rate: float,
+    rate_factors: RateFactors | None = None,
     validation: Images | None = None,
     patience: int | None = None,
     batch_size: int = 64,
@@ -93,32 +90,30 @@ def fit(
     """Train, in place, what requires a gradient: Adam at a constant rate on the cross-entropy.
 
     The model trains on the device it is on. The same seed draws the same batches for every model,
-    and the random state outside is left as it was.
+    and the random state outside is left as it was, as is the mode of each module.
 
     Args:
+        rate_factors: {"lora_B": 16.0} trains every lora_B at 16 times the learning rate.
         validation: images to measure after each epoch. The model ends with the parameters of the
             epoch of the lowest loss on them (epoch 0, before training, counts too).
         patience: stop after so many epochs without a lower validation loss.
 
     Raises:
         ValueError: no image, no parameter that requires a gradient, a label the model has no
-            output for, a number out of range, or patience without validation images.
+            output for, a number out of range, a factor that fits no parameter, or patience
+            without validation images.
     """
-    _check(train, validation, epochs, learning_rate, patience, batch_size)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(
-            "no parameter requires a gradient: adapt(model) first, or model.requires_grad_(True)"
-        )
-    where = parameters[0].device
+    check_fit(train, validation, epochs, learning_rate, patience, batch_size)
+    groups = parameter_groups(model, learning_rate, rate_factors)
+    where = groups[0]["params"][0].device
     train = train.to(where)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)  # one call for all
+    optimizer = torch.optim.Adam(groups, fused=True)  # one call for all of a group
     score = None if validation is None else evaluate(model, validation)
     best = Epoch(0, evaluate(model, train).loss, score)
     best_state = copy.deepcopy(model.state_dict())
     history = [best]
 
-    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+    with mode(model, training=True), torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         for number in progress_bar(range(1, epochs + 1), "epochs", progress):
             train_loss = _train_epoch(model, train, optimizer, batch_size)
@@ -140,10 +135,9 @@ def _train_epoch(
     model: nn.Module, train: Images, optimizer: torch.optim.Optimizer, batch_size: int
 ) -> float:
     """One pass in random order; the mean loss of the images, in nats."""
-    model.train()
-    total = torch.zeros((), device=train.x.device)
+    total = torch.zeros((), dtype=torch.float64, device=train.x.device)
     order = torch.randperm(len(train)).to(train.x.device)
-    for rows in order.split(batch_size):
+    for rows in order.split(int(batch_size)):
         logits = model(train.x[rows])  # (batch, classes)
         loss = F.cross_entropy(logits, train.y[rows])
         optimizer.zero_grad()
@@ -153,30 +147,85 @@ def _train_epoch(
     return float(total) / len(train)
 
 
+def fit_many(
+    models: Sequence[nn.Module],
+    train: Images | Sequence[Images],
+    *,
+    epochs: int,
+    learning_rate: float | Sequence[float],
+    rate_factors: RateFactors | Sequence[RateFactors | None] | None = None,
+    validation: Images | Sequence[Images | None] | None = None,
+    patience: int | None = None,
+    batch_size: int = 64,
+    seed: int | Sequence[int] = 0,
+    memory: int = 2**30,
+    progress: bool | str = True,
+) -> list[History]:
+    """What fit does to each of many small models, all in step where that is faster (stack.py).
+
+    Every model sees the batches it would see in fit and has the same losses, up to rounding.
+    Models that gain nothing by company, or draw random numbers of their own (dropout), train one
+    by one, and the progress bar says why.
+
+    Args:
+        train, validation, learning_rate, rate_factors, seed: as in fit; one for all models, or a
+            sequence with one for each.
+        memory: about how many bytes the models that train in step may take in all.
+        progress: whether to show bars; a text says what the runs are.
+
+    Raises:
+        ValueError: as fit, but before any model has changed; a sequence of another length; models
+            that share what they train.
+    """
+    given: dict[str, Any] = {"train": train, "validation": validation}
+    given |= {"learning_rate": learning_rate, "rate_factors": rate_factors, "seed": seed}
+    columns = [per_model(name, value, len(models)) for name, value in given.items()]
+    runs = [Run(*row) for row in zip(models, *columns, strict=True)]
+    for run in runs:
+        check_fit(run.train, run.validation, epochs, run.learning_rate, patience, batch_size)
+        parameter_groups(run.model, run.learning_rate, run.rate_factors)
+    settings: dict[str, Any] = {"epochs": epochs, "patience": patience, "batch_size": batch_size}
+    sizes = [(len(run.train), run.validation and len(run.validation)) for run in runs]
+    done: dict[int, History] = {}
+    for places in kinds(models, sizes):
+        model = models[places[0]]
+        batch = runs[places[0]].train[:batch_size].x.to(place_of(model))
+        why = why_one_by_one(model, len(batch))
+        size = 1 if why else max(1, memory // bytes_of_a_run(model, batch))
+        groups = [places[k : k + size] for k in range(0, len(places), size)]
+        for group in groups if size > 1 else []:
+            try:  # nothing is written back before the end
+                found = fit_in_step([runs[place] for place in group], progress, **settings)
+                done |= zip(group, found, strict=True)
+            except RuntimeError as error:  # an operation that vmap does not know, for example
+                why = str(error).partition("\n")[0]
+                warnings.warn(f"{len(group)} models train one by one: {why}", stacklevel=2)
+        left = [place for place in places if place not in done]
+        label = (f"{progress}: " if isinstance(progress, str) else "") + "runs"
+        label += f" one by one ({why})" if why else ""
+        for place in progress_bar(left, label, bool(progress)) if left else []:
+            done[place] = fit(**runs[place]._asdict(), **settings, progress=False)
+    return [done[place] for place in range(len(models))]
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, batch_size: int = 1000) -> Score:
-    """Loss and accuracy over all images, in evaluation mode; the mode is put back afterwards.
+    """Loss and accuracy over all images, in evaluation mode; the modes are put back afterwards.
 
     Raises:
         ValueError: no image, or a label that the model has no output for.
     """
     if not len(images):
         raise ValueError("images is empty: there is nothing to evaluate on")
-    where = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+    where = place_of(model)
     total, correct = 0.0, 0
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size].to(where)
-        logits = model(batch.x)  # (batch, classes)
-        if int(batch.y.min()) < 0 or int(batch.y.max()) >= logits.shape[1]:
-            raise ValueError(
-                f"labels run from {int(batch.y.min())} to {int(batch.y.max())}, "
-                f"the model has outputs for 0 to {logits.shape[1] - 1}"
-            )
-        total += float(F.cross_entropy(logits, batch.y, reduction="sum"))
-        correct += int((logits.argmax(dim=1) == batch.y).sum())
-    model.train(was_training)
+    with mode(model, training=False):
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(where)
+            logits = model(batch.x)  # (batch, classes)
+            check_labels(batch.y, logits.shape[1])
+            total += float(F.cross_entropy(logits, batch.y, reduction="sum"))
+            correct += int((logits.argmax(dim=1) == batch.y).sum())
     return Score(total / len(images), 100 * correct / len(images))
 
 
@@ -186,6 +235,7 @@ def fit_text(
     *,
     steps: int,
     learning_rate: float,
+    rate_factors: RateFactors | None = None,
     context: int = 64,
     batch_size: int = 16,
     seed: int = 0,
@@ -196,7 +246,8 @@ def fit_text(
     """Train, in place, what requires a gradient to predict the next character.
 
     AdamW; the learning rate rises over the first twentieth of the steps, then falls in a line to 0
-    (the paper's schedule, table 8). The same seed draws the same windows for every model.
+    (the paper's schedule, table 8). The same seed draws the same windows for every model, and each
+    module ends in the mode it was in.
 
     Args:
         tokens: (n,), int64, see data.load_text.
@@ -206,100 +257,47 @@ def fit_text(
         The loss of each step, in nats per character.
 
     Raises:
-        ValueError: fewer tokens than one window, or no parameter that requires a gradient.
+        ValueError: fewer tokens than one window, no parameter that requires a gradient, a number
+            out of range, or a factor that fits no parameter.
     """
-    if len(tokens) <= context:
-        raise ValueError(f"{len(tokens)} tokens make no window of {context} and the one after it")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(
-            "no parameter requires a gradient: adapt(model) first, or model.requires_grad_(True)"
-        )
-    where = parameters[0].device
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
-    )
-    warmup = max(1, steps // 20)
+    check_numbers(learning_rate, steps=steps, context=context, batch_size=batch_size)
+    check_window(tokens, context)
+    groups = parameter_groups(model, learning_rate, rate_factors)
+    where = groups[0]["params"][0].device
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    model.train()
-    for step in progress_bar(range(1, steps + 1), "steps", progress):
-        share = min(step / warmup, (steps - step + 1) / max(1, steps - warmup))
-        optimizer.param_groups[0]["lr"] = learning_rate * share
-        windows = random_windows(tokens, batch_size, context + 1, generator).to(where)
-        logits = model(windows[:, :-1])  # (batch, context, characters)
-        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if after_step is not None:
-            after_step(step)
+    with mode(model, training=True):
+        for step in progress_bar(range(1, steps + 1), "steps", progress):
+            for group, start in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = start["lr"] * share_of_rate(step, steps)
+            windows = random_windows(tokens, batch_size, context + 1, generator).to(where)
+            logits = model(windows[:, :-1])  # (batch, context, characters)
+            loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if after_step is not None:
+                after_step(step)
     optimizer.zero_grad()
     return losses
 
 
 @torch.no_grad()
 def evaluate_text(model: nn.Module, tokens: Tensor, context: int = 64) -> float:
-    """Mean loss over all of a text, in nats per character, each window of context on its own."""
-    was_training = model.training
-    where = next(model.parameters()).device
-    model.eval()
+    """Mean loss over all of a text, in nats per character, each window of context on its own.
+
+    Raises:
+        ValueError: fewer tokens than one window.
+    """
+    check_window(tokens, context)
+    where = place_of(model)
     windows = tokens.unfold(0, context + 1, context)  # (windows, context + 1)
     total = 0.0
-    for batch in windows.split(256):
-        batch = batch.to(where)
-        logits = model(batch[:, :-1]).flatten(0, 1)
-        total += float(F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
-    model.train(was_training)
+    with mode(model, training=False):
+        for batch in windows.split(256):
+            batch = batch.to(where)
+            logits = model(batch[:, :-1]).flatten(0, 1)
+            total += float(F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
     return total / (len(windows) * context)
-
-
-def progress_bar(items: Sequence[Item], label: str, show: bool = True) -> Iterable[Item]:
-    """The items, with a tqdm bar while they are worked through (none under TQDM_DISABLE=1)."""
-    if not show:
-        return items
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=label)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it torch uses one CPU thread.
-
-    The lessons' models are so small that handing out the work to several threads costs more than
-    the work, and many times more while another program runs.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check(
-    train: Images,
-    validation: Images | None,
-    epochs: int,
-    learning_rate: float,
-    patience: int | None,
-    batch_size: int,
-) -> None:
-    if not len(train):
-        raise ValueError("train is empty: there is nothing to learn from")
-    counts = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "patience": 1 if patience is None else patience,
-    }
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
-    if patience is not None and validation is None:
-        raise ValueError(
-            f"patience={patience} waits for the validation loss: pass validation images as well"
-        )

@@ -11,10 +11,19 @@ import pytest
 import torch
 from torch import nn
 
+import minidora
 from minidora import adapt
 from minidora.data import Images
-from minidora.models import MultilayerPerceptron
-from minidora.training import device, evaluate, fit, one_thread, progress_bar
+from minidora.models import CharGPT, MultilayerPerceptron
+from minidora.training import (
+    device,
+    evaluate,
+    evaluate_text,
+    fit,
+    fit_text,
+    one_thread,
+    progress_bar,
+)
 
 
 def blobs(count: int = 60, features: int = 6, classes: int = 3, seed: int = 0) -> Images:
@@ -97,6 +106,180 @@ def test_evaluate_switches_dropout_off_and_the_mode_back(training: bool) -> None
     assert evaluate(model, blobs()) == evaluate(model, blobs())
     assert model.training is training
     assert model[1].training is training
+
+
+# ---- modes and buffers ----
+
+TOKENS = torch.randint(96, (200,), generator=torch.Generator().manual_seed(0))
+
+
+class Failing(nn.Module):
+    """Raises at its n-th call from now."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyError("a forward pass that fails")
+        return x
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def small_gpt() -> CharGPT:
+    torch.manual_seed(0)
+    return CharGPT(context=16, layers=2, heads=2, width=8)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("what", ["evaluate", "fit", "evaluate_text", "fit_text"])
+@pytest.mark.parametrize("root", [True, False])
+def test_each_module_keeps_its_own_mode(what: str, fails: bool, root: bool) -> None:
+    text = what.endswith("text")
+    model = nn.Sequential(
+        small_gpt() if text else perceptron(), nn.Dropout(0.1), Failing(2 if fails else 10**6)
+    )
+    model.train(root)
+    model[1].train(not root)  # neither all in training nor all in evaluation mode
+    before = modes(model)
+    assert len(set(before)) == 2
+    calls = {
+        "evaluate": lambda: evaluate(model, blobs(), batch_size=20),
+        "fit": lambda: fit(model, blobs(), epochs=2, learning_rate=0.01, progress=False),
+        "evaluate_text": lambda: [evaluate_text(model, TOKENS, 16) for _ in range(4)],
+        "fit_text": lambda: fit_text(
+            model, TOKENS, steps=4, learning_rate=0.01, context=16, progress=False
+        ),
+    }
+    if fails:
+        with pytest.raises(KeyError, match="fails"):
+            calls[what]()
+    else:
+        calls[what]()
+    assert modes(model) == before
+
+
+def test_while_it_trains_what_was_put_into_evaluation_mode_stays_there() -> None:
+    seen = []
+    model = nn.Sequential(perceptron(), nn.Dropout(0.5))
+    model[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    model[1].eval()
+    fit(model, blobs(), epochs=1, learning_rate=0.01, batch_size=60, progress=False)
+    assert seen == [False, False]  # epoch 0 and the step
+    model.eval()  # all of it: then training means training
+    fit(model, blobs(), epochs=1, learning_rate=0.01, batch_size=60, progress=False)
+    assert seen[2:] == [False, True]
+
+
+NORMS = {
+    "BatchNorm": lambda: nn.BatchNorm1d(8),
+    "without parameters": lambda: nn.BatchNorm1d(8, affine=False),
+    "InstanceNorm": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 2)), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten()
+    ),
+    "nested": lambda: nn.Sequential(nn.Sequential(nn.BatchNorm1d(8))),
+}
+
+
+def normed(norm: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), NORMS[norm](), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for buffer in model.buffers():
+            if buffer.is_floating_point():  # not the start's 0 and 1
+                buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    return model
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_frozen_norm_keeps_its_statistics(method: str, norm: str) -> None:
+    model = adapt(normed(norm), method, rank=2, alpha=4, target_modules="[03]")
+    start = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert start
+    fit(model, blobs(), epochs=3, learning_rate=0.05, progress=False)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, start[name]), name
+    # So the adapters alone carry what was learned.
+    adapters = minidora.adapter_state_dict(model)
+    fresh = adapt(normed(norm), method, rank=2, alpha=4, target_modules="[03]")
+    fresh.load_state_dict(adapters, strict=False)
+    assert evaluate(fresh, blobs()) == evaluate(model, blobs())
+    with minidora.disable_adapters(model):
+        assert evaluate(model, blobs()) == evaluate(normed(norm), blobs())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_that_is_trained_moves_its_statistics(norm: str) -> None:
+    model = normed(norm)
+    start = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
+    fit(model, blobs(), epochs=1, learning_rate=0.01, progress=False)
+    assert start
+    assert not any(torch.equal(model.get_buffer(name), old) for name, old in start.items())
+
+
+def test_a_norm_trained_beside_adapters_moves_its_statistics() -> None:
+    model = adapt(normed("BatchNorm"), "lora", rank=2, target_modules=["0"])
+    model[1].requires_grad_(True)
+    before = model[1].running_mean.clone()
+    fit(model, blobs(), epochs=1, learning_rate=0.01, progress=False)
+    assert not torch.equal(model[1].running_mean, before)
+
+
+def test_fit_text_keeps_a_frozen_norm_s_statistics() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gpt, self.norm = small_gpt(), nn.BatchNorm1d(96)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.gpt(tokens).transpose(1, 2)).transpose(1, 2)
+
+    model = adapt(Text(), "lora", rank=2, target_modules=["q_proj"])
+    fit_text(model, TOKENS, steps=3, learning_rate=0.01, context=16, progress=False)
+    assert int(model.norm.num_batches_tracked) == 0
+    assert torch.equal(model.norm.running_mean, torch.zeros(96))
+
+
+# ---- rates of their own ----
+
+
+def test_rate_factors_are_rates_of_their_own() -> None:
+    for text in (False, True):
+        torch.manual_seed(0)
+        model = adapt(small_gpt() if text else perceptron(), "dora", rank=2, alpha=4)
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        factors = {"lora_B": 4.0, "magnitude": 0.25}
+        if text:  # one step: the rate's whole height
+            fit_text(
+                model,
+                TOKENS,
+                steps=1,
+                learning_rate=1e-3,
+                context=16,
+                rate_factors=factors,
+                progress=False,
+            )
+        else:
+            fit(
+                model,
+                blobs(),
+                epochs=1,
+                batch_size=60,
+                learning_rate=1e-3,
+                rate_factors=factors,
+                progress=False,
+            )
+        for name, parameter in model.named_parameters():
+            rate = 1e-3 * factors.get(name.rpartition(".")[2], 1.0)
+            moved = (parameter - start[name]).abs().max().item()
+            if name.endswith(("lora_B", "magnitude")):  # A has no gradient in the first step
+                assert moved == pytest.approx(rate, rel=2e-2), name
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -203,8 +386,33 @@ def test_bad_input() -> None:
         fit(model, blobs(classes=4), epochs=1, learning_rate=0.01)
     with pytest.raises(ValueError, match=r"labels run from -1 to 1"):
         evaluate(model, Images(images.x, images.y - 1, images.index))
+    for factors in ({"lora_B": 2.0}, {"eight": 2.0}):  # "weight" ends so, but it is no name
+        with pytest.raises(ValueError, match=r"rate_factors: no trained parameter .* end"):
+            run(rate_factors=factors)
+    for factor in (0.0, math.nan, -1.0):
+        with pytest.raises(ValueError, match=rf"rate_factors\['weight'\] must be .* got {factor}"):
+            run(rate_factors={"weight": factor})
+    for rate in ("0.1", None, torch.tensor(0.1)):
+        with pytest.raises(ValueError, match="learning_rate must be a finite number above 0"):
+            run(learning_rate=rate)
+    run(epochs=np.int64(1), batch_size=np.int64(8), learning_rate=np.float32(0.01))
     with pytest.raises(ValueError, match="no parameter requires a gradient: adapt"):
         fit(model.requires_grad_(False), images, epochs=1, learning_rate=0.01)
+
+
+def test_bad_text() -> None:
+    model = small_gpt()
+    for change in ({"steps": 0}, {"context": 2.5}, {"batch_size": True}, {"learning_rate": -1.0}):
+        (name,) = change
+        arguments = {"steps": 1, "learning_rate": 0.01, "context": 16, "progress": False}
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            fit_text(model, TOKENS, **{**arguments, **change})
+    for call in (
+        lambda: fit_text(model, TOKENS[:16], steps=1, learning_rate=0.01, context=16),
+        lambda: evaluate_text(model, TOKENS[:16], context=16),
+    ):
+        with pytest.raises(ValueError, match="16 tokens make no window of 16"):
+            call()
 
 
 def test_one_thread_puts_the_number_back() -> None:
