@@ -8,25 +8,51 @@ first, and then, for each method: adapts a copy on the second (the shifted task)
 learning rate on the third, and looks at the fourth once, with the chosen model. So nothing that is
 reported was used to choose anything, and two methods differ within a seed by the method alone.
 
-References:
-    power of a t test: Cohen 1988, "Statistical Power Analysis for the Behavioral Sciences"
+Reference:
     overlapping resamples: Nadeau, Bengio 2003, "Inference for the Generalization Error"
 """
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
 import torch
 from torch import nn
 
 from minidora.adapt import adapt, count_parameters
 from minidora.data import Images, load_images, shift, split
+from minidora.intervals import (
+    Difference,
+    detectable_difference,
+    mean_and_error,
+    paired_difference,
+    seeds_to_detect,
+)
 from minidora.memory import training_memory
 from minidora.models import MultilayerPerceptron
-from minidora.training import History, device, evaluate, fit, one_thread, progress_bar
+from minidora.training import History, device, evaluate, fit_many, one_thread
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Method",
+    "Result",
+    "Task",
+    "Trial",
+    "compare",
+    "detectable_difference",
+    "make_task",
+    "make_tasks",
+    "mean_and_error",
+    "methods",
+    "paired_difference",
+    "prepare",
+    "seeds_to_detect",
+    "train_many",
+    "train_once",
+    "tune",
+    "tune_many",
+]
 
 SIZES = {"pretraining": 600, "adaptation": 300, "validation": 300, "test": 597}
 """How many of the 1797 digits go where, drawn anew for each seed."""
@@ -43,11 +69,22 @@ WIDENINGS = 3
 
 @dataclass(frozen=True)
 class Method:
-    """A way to fine-tune: kind is "full", "lora" or "dora"; rank and alpha are for the last two."""
+    """A way to fine-tune: kind is "full", "lora" or "dora"; rank and alpha are for the last two.
+
+    B and the magnitude train at the learning rate times b_rate and magnitude_rate.
+    """
 
     kind: str
     rank: int = 0
     alpha: float = 0.0
+    b_rate: float = 1.0
+    magnitude_rate: float = 1.0
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """Both as fit takes them, where they are not 1."""
+        factors = {"lora_B": self.b_rate, "magnitude": self.magnitude_rate}
+        return {name: factor for name, factor in factors.items() if factor != 1}
 
 
 def methods(rank: int = 4) -> dict[str, Method]:
@@ -113,24 +150,47 @@ class Result:
     history: History
 
 
-@one_thread()
 def make_task(images: Images, shift_name: str, seed: int, sizes: Mapping[str, int] = SIZES) -> Task:
-    """Split, pretrain a 64-128-64-10 perceptron (for 8x8 images), shift the other three sets.
+    """make_tasks for one seed."""
+    return make_tasks(images, shift_name, [seed], sizes)[0]
+
+
+@one_thread()
+def make_tasks(
+    images: Images,
+    shift_name: str,
+    seeds: Sequence[int],
+    sizes: Mapping[str, int] = SIZES,
+    progress: bool = False,
+) -> list[Task]:
+    """For each seed: split, pretrain a 64-128-64-10 perceptron (8x8 images), shift the other sets.
 
     Raises:
         ValueError: sizes lacks one of the four names, or a bad size, seed or shift.
     """
     if set(sizes) != set(SIZES):
         raise ValueError(f"sizes must name {', '.join(SIZES)}, got {', '.join(sizes)}")
-    parts = split(images, sizes, seed)
-    new = {name: shift(part, shift_name).to(device()) for name, part in parts.items()}
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        base = MultilayerPerceptron(images.x.shape[1], 128, 64, int(images.y.max()) + 1)
-    base.to(device())
-    fit(base, parts["pretraining"], epochs=30, learning_rate=3e-3, seed=seed, progress=False)
-    original = evaluate(base, parts["validation"]).accuracy
-    return Task(seed, base, new["adaptation"], new["validation"], new["test"], original)
+    parts = [split(images, sizes, seed) for seed in seeds]
+    bases = []
+    for seed in seeds:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            base = MultilayerPerceptron(images.x.shape[1], 128, 64, int(images.y.max()) + 1)
+        bases.append(base.to(device()))
+    fit_many(
+        bases,
+        [part["pretraining"] for part in parts],
+        epochs=30,
+        learning_rate=3e-3,
+        seed=list(seeds),
+        progress="pretraining" if progress else False,
+    )
+    tasks = []
+    for seed, base, part in zip(seeds, bases, parts, strict=True):
+        new = {name: shift(images, shift_name).to(device()) for name, images in part.items()}
+        original = evaluate(base, part["validation"]).accuracy
+        tasks.append(Task(seed, base, new["adaptation"], new["validation"], new["test"], original))
+    return tasks
 
 
 def prepare(base: nn.Module, method: Method, seed: int) -> nn.Module:
@@ -143,22 +203,38 @@ def prepare(base: nn.Module, method: Method, seed: int) -> nn.Module:
         return adapt(model, method.kind, rank=method.rank, alpha=method.alpha)
 
 
-@one_thread()
 def train_once(task: Task, method: Method, learning_rate: float, epochs: int = EPOCHS) -> Trial:
-    """Adapt a copy of the task's base at one learning rate."""
-    model = prepare(task.base, method, task.seed)
-    history = fit(
-        model,
-        task.adaptation,
-        validation=task.validation,
+    """train_many for one task and one learning rate."""
+    return train_many([task], method, [learning_rate], epochs)[0]
+
+
+@one_thread()
+def train_many(
+    tasks: Sequence[Task],
+    method: Method,
+    learning_rates: Sequence[float],
+    epochs: int = EPOCHS,
+    progress: bool | str = False,
+) -> list[Trial]:
+    """Adapt a copy of each task's base, at that task's learning rate, all at once: see fit_many."""
+    models = [prepare(task.base, method, task.seed) for task in tasks]
+    histories = fit_many(
+        models,
+        [task.adaptation for task in tasks],
+        validation=[task.validation for task in tasks],
         epochs=epochs,
         patience=10,
-        learning_rate=learning_rate,
-        seed=task.seed,
-        progress=False,
+        learning_rate=learning_rates,
+        rate_factors=method.rate_factors,
+        seed=[task.seed for task in tasks],
+        progress=progress,
     )
-    score = evaluate(model, task.validation)
-    return Trial(learning_rate, score.accuracy, score.loss, model, history)
+    trials = []
+    for rate, model, history in zip(learning_rates, models, histories, strict=True):
+        assert history.best.validation is not None  # there are validation images
+        loss, accuracy = history.best.validation
+        trials.append(Trial(rate, accuracy, loss, model, history))
+    return trials
 
 
 def tune(
@@ -167,7 +243,18 @@ def tune(
     learning_rates: Sequence[float] = LEARNING_RATES,
     epochs: int = EPOCHS,
 ) -> Result:
-    """Choose the learning rate on the validation images; then, once, look at the test images.
+    """tune_many for one task."""
+    return tune_many([task], method, learning_rates, epochs)[0]
+
+
+def tune_many(
+    tasks: Sequence[Task],
+    method: Method,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    epochs: int = EPOCHS,
+    progress: bool | str = False,
+) -> list[Result]:
+    """For each task choose the rate on its validation images; then, once, look at its test images.
 
     The best run is that of the highest accuracy; of equal ones, that of the lowest loss. While it
     lies at an edge the grid grows there, in the same steps, by at most WIDENINGS rates in all.
@@ -179,143 +266,49 @@ def tune(
         raise ValueError(
             f"learning_rates must be at least 3 in rising order, got {list(learning_rates)}"
         )
-    trials = [train_once(task, method, rate, epochs) for rate in learning_rates]
-    while True:
-        best = max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
-        at_edge = best is trials[0] or best is trials[-1]
-        if not at_edge or len(trials) == len(learning_rates) + WIDENINGS:
-            break
-        inner = trials[1] if best is trials[0] else trials[-2]
-        step = best.learning_rate / inner.learning_rate
-        new = train_once(task, method, float(f"{best.learning_rate * step:.2g}"), epochs)
-        trials = sorted([*trials, new], key=lambda trial: trial.learning_rate)
+    trials: list[list[Trial]] = [[] for _ in tasks]
+    wanted = [(place, rate) for place in range(len(tasks)) for rate in learning_rates]
+    while wanted:  # the runs that every task needs, then those of tasks whose grid grows
+        chosen = [tasks[place] for place, _ in wanted]
+        rates = [rate for _, rate in wanted]
+        found = train_many(chosen, method, rates, epochs, progress)
+        for (place, _), trial in zip(wanted, found, strict=True):
+            trials[place].append(trial)
+            trials[place].sort(key=lambda trial: trial.learning_rate)
+        most = len(learning_rates) + WIDENINGS
+        wanted = [
+            (place, rate)
+            for place in dict.fromkeys(place for place, _ in wanted)
+            if (rate := _wider(trials[place])) and len(trials[place]) < most
+        ]
+    return [_result(task, found) for task, found in zip(tasks, trials, strict=True)]
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    return max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
+
+
+def _wider(trials: Sequence[Trial]) -> float | None:
+    """The next learning rate beyond the edge at which the best trial lies; None inside."""
+    best = _best(trials)
+    if best is not trials[0] and best is not trials[-1]:
+        return None
+    inner = trials[1] if best is trials[0] else trials[-2]
+    return float(f"{best.learning_rate * best.learning_rate / inner.learning_rate:.2g}")
+
+
+def _result(task: Task, trials: Sequence[Trial]) -> Result:
+    best = _best(trials)
     return Result(
         seed=task.seed,
         test_accuracy=evaluate(best.model, task.test).accuracy,
         learning_rate=best.learning_rate,
         validation={trial.learning_rate: trial.accuracy for trial in trials},
-        at_edge=at_edge,
+        at_edge=_wider(trials) is not None,
         trainable=count_parameters(best.model).trainable,
         state_bytes=training_memory(best.model, "adam").total,
         history=best.history,
     )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The paired difference of two methods in test accuracy, in percentage points.
-
-    Attributes:
-        values: one difference a seed.
-        mean, error: their mean and its standard error.
-        low, high: the 95 % t interval of the mean.
-        detectable: the smallest true difference that a test at 5 % would have found with a
-            probability of 80 %, with this spread and this number of seeds.
-    """
-
-    values: tuple[float, ...]
-    mean: float
-    error: float
-    low: float
-    high: float
-    detectable: float
-
-    @property
-    def verdict(self) -> str:
-        """ "higher" or "lower" where the interval lies on one side of 0, else no difference."""
-        if self.low <= 0 <= self.high:
-            return "no difference detected"
-        return "higher" if self.low > 0 else "lower"
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error, stdev / sqrt(n) with n - 1 in the stdev.
-
-    Raises:
-        ValueError: fewer than two values have no spread.
-    """
-    if len(values) < 2:
-        raise ValueError(f"a spread needs at least 2 seeds, got {len(values)}")
-    return fmean(values), stdev(values) / math.sqrt(len(values))
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """first - second, seed by seed: what the seeds have in common drops out.
-
-        mean +- t(0.975; n - 1) * error
-
-    Raises:
-        ValueError: not equally many values, or fewer than two.
-    """
-    from scipy import stats  # type: ignore[import-untyped]
-
-    if len(first) != len(second):
-        raise ValueError(
-            f"a pair needs one value of each a seed, got {len(first)} and {len(second)}"
-        )
-    values = tuple(a - b for a, b in zip(first, second, strict=True))
-    mean, error = mean_and_error(values)
-    half_width = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    detectable = detectable_difference(error, len(values))
-    return Difference(values, mean, error, mean - half_width, mean + half_width, detectable)
-
-
-def detectable_difference(
-    error: float, seeds: int, level: float = 0.05, power: float = 0.8
-) -> float:
-    """The smallest true difference that a two-sided paired t test would find.
-
-    With a true difference delta (in units of error, the standard error of the mean) the test finds
-
-        |z + delta| > t(1 - level / 2; n - 1) * s,      z normal,  s^2 = chi^2(n - 1) / (n - 1)
-
-    where s is how much the measured spread misses the true one. delta is where this has the
-    probability asked for: the power of the noncentral t distribution, averaged over s.
-
-    Raises:
-        ValueError: seeds below 2, error below 0, or not 0 < level < power < 1.
-    """
-    from scipy import optimize, stats
-
-    if seeds < 2 or not error >= 0:
-        raise ValueError(f"seeds must be at least 2 and error at least 0, got {seeds}, {error}")
-    if not 0 < level < power < 1:
-        raise ValueError(f"it takes 0 < level < power < 1, got level={level}, power={power}")
-    critical = stats.t.ppf(1 - level / 2, seeds - 1)
-    count = 10_000
-    quantiles = [(k + 0.5) / count for k in range(count)]
-    threshold = critical * (stats.chi2.ppf(quantiles, seeds - 1) / (seeds - 1)) ** 0.5
-
-    def found(delta: float) -> float:
-        tails = stats.norm.sf(threshold - delta) + stats.norm.sf(threshold + delta)
-        return float(tails.mean())
-
-    delta = optimize.brentq(lambda delta: found(delta) - power, 0.0, 100 * critical)
-    return error * float(delta)
-
-
-def seeds_to_detect(difference: float, spread: float) -> int:
-    """The fewest seeds whose detectable_difference is at most this difference.
-
-    Args:
-        spread: standard deviation of the paired difference from seed to seed, in the same unit.
-
-    Raises:
-        ValueError: difference or spread is not above 0.
-    """
-    if not (difference > 0 and spread > 0):
-        raise ValueError(f"difference and spread must be above 0, got {difference}, {spread}")
-
-    def enough(seeds: int) -> bool:
-        return detectable_difference(spread / math.sqrt(seeds), seeds) <= difference
-
-    few, many = 1, 2
-    while not enough(many):
-        few, many = many, 2 * many
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if enough(middle) else (middle, many)
-    return many
 
 
 @dataclass(frozen=True)
@@ -353,7 +346,7 @@ def compare(
     epochs: int = EPOCHS,
     progress: bool = True,
 ) -> Comparison:
-    """Run every method on every seed.
+    """Run every method on every seed, all runs of a method at once: see fit_many.
 
     Args:
         seeds: one replication each; they must differ.
@@ -368,18 +361,15 @@ def compare(
         raise ValueError(f"it takes at least 2 seeds, all different, got {list(seeds)}")
     images = load_images("digits", size=8) if images is None else images
     chosen = methods() if chosen is None else chosen
-    original, shifted = [], []
-    results: dict[str, list[Result]] = {name: [] for name in chosen}
-    for seed in progress_bar(seeds, "seeds", progress):
-        task = make_task(images, shift_name, seed, sizes)
-        for name, method in chosen.items():
-            results[name].append(tune(task, method, learning_rates, epochs))
-        original.append(task.original_accuracy)
-        shifted.append(evaluate(task.base, task.test).accuracy)
+    tasks = make_tasks(images, shift_name, seeds, sizes, progress)
+    results = {
+        name: tuple(tune_many(tasks, method, learning_rates, epochs, progress and name))
+        for name, method in chosen.items()
+    }
     return Comparison(
         shift_name,
         seeds,
-        tuple(original),
-        tuple(shifted),
-        {name: tuple(rows) for name, rows in results.items()},
+        original=tuple(task.original_accuracy for task in tasks),
+        shifted=tuple(evaluate(task.base, task.test).accuracy for task in tasks),
+        results=results,
     )

@@ -24,9 +24,11 @@ from minidora.experiment import (
     paired_difference,
     prepare,
     seeds_to_detect,
+    train_many,
     tune,
+    tune_many,
 )
-from minidora.training import History, evaluate
+from minidora.training import History, evaluate, fit_many
 
 IMAGES = load_images()
 
@@ -152,10 +154,10 @@ def test_no_image_is_in_two_parts(task: Task) -> None:
 def test_pretraining_sees_the_rest_and_only_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def watch(model: nn.Module, train: experiment.Images, **_: object) -> None:
-        seen.append(train)
+    def watch(models: list[nn.Module], train: list[experiment.Images], **_: object) -> None:
+        seen.extend(train)
 
-    monkeypatch.setattr(experiment, "fit", watch)
+    monkeypatch.setattr(experiment, "fit_many", watch)
     task = make_task(IMAGES, "half turn", seed=0)
     rest = [*task.adaptation.index.tolist(), *task.validation.index.tolist()]
     rest += task.test.index.tolist()
@@ -217,12 +219,12 @@ def search(
     """tune over a made-up validation accuracy; returns the rates in the order they were tried."""
     tried = []
 
-    def fake(task: Task, method: Method, learning_rate: float, epochs: int) -> Trial:
-        tried.append(learning_rate)
+    def fake(tasks: list[Task], method: Method, rates: list[float], *_: object) -> list[Trial]:
+        tried.extend(rates)
         model = prepare(task.base, method, task.seed)
-        return Trial(learning_rate, curve[learning_rate], learning_rate, model, History([], None))  # type: ignore[arg-type]
+        return [Trial(rate, curve[rate], rate, model, History([], None)) for rate in rates]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(experiment, "train_once", fake)
+    monkeypatch.setattr(experiment, "train_many", fake)
     return tune(task, Method("lora", 2, 4.0), (0.01, 0.02, 0.04)), tried
 
 
@@ -265,19 +267,22 @@ def test_of_equal_accuracies_the_lower_loss_wins(
 def test_test_images_are_looked_at_once_and_last(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minidora import training
+    test, looked = set(task.test.index.tolist()), []
 
-    looked = []
+    def train(models: object, images: list[experiment.Images], **settings: object) -> object:
+        for seen in (*images, *settings["validation"]):  # type: ignore[misc]
+            looked.append(set(seen.index.tolist()) & test)
+        return fit_many(models, images, **settings)  # type: ignore[arg-type]
 
-    def watch(model: nn.Module, images: experiment.Images, batch_size: int = 1000) -> object:
-        looked.append(set(images.index.tolist()) & set(task.test.index.tolist()))
-        return evaluate(model, images, batch_size)
+    def watch(model: nn.Module, images: experiment.Images) -> object:
+        looked.append(set(images.index.tolist()) & test)
+        return evaluate(model, images)
 
     monkeypatch.setattr(experiment, "evaluate", watch)
-    monkeypatch.setattr(training, "evaluate", watch)
+    monkeypatch.setattr(experiment, "fit_many", train)
     tune(task, methods()["lora"], (0.005, 0.01, 0.02), epochs=2)
     assert len(looked) > 5
-    assert len(looked.pop()) == len(task.test)
+    assert looked.pop() == test
     assert not any(looked)
 
 
@@ -292,6 +297,30 @@ def test_bad_search(task: Task) -> None:
     for seeds in ([0], [1, 1]):
         with pytest.raises(ValueError, match="at least 2 seeds, all different"):
             compare(seeds)
+
+
+def test_tuning_many_tasks_is_tuning_each(task: Task) -> None:
+    tasks = [task, make_task(IMAGES, "half turn", seed=1)]
+    rates = (0.001, 0.002, 0.004)  # too low, so the grid grows
+    together = tune_many(tasks, methods()["lora"], rates, epochs=6)
+    assert any(len(found.validation) > len(rates) for found in together)
+    for one, found in zip(tasks, together, strict=True):
+        alone = tune(one, methods()["lora"], rates, epochs=6)
+        assert list(found.validation) == list(alone.validation)
+        # three of the 300 validation images may lie so near to two classes that rounding decides
+        assert found.validation == pytest.approx(alone.validation, abs=1.01)
+        assert found.learning_rate == alone.learning_rate
+
+
+def test_a_factor_of_a_method_reaches_the_training(task: Task) -> None:
+    rates = [Method("dora", 2, 4.0, *factors).rate_factors for factors in ((), (16.0,), (1.0, 0.5))]
+    assert rates == [{}, {"lora_B": 16.0}, {"magnitude": 0.5}]
+    plain, plus = (
+        train_many([task], Method("lora", 2, 4.0, factor), [0.002], epochs=1)[0].model.layers[0]
+        for factor in (1.0, 16.0)
+    )
+    moved = (plus.lora_B.abs().mean() / plain.lora_B.abs().mean()).item()
+    assert 8 < moved < 24
 
 
 # ---- the whole ----
