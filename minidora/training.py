@@ -191,7 +191,8 @@ def fit_many(
         model = models[places[0]]
         batch = runs[places[0]].train[:batch_size].x.to(place_of(model))
         why = why_one_by_one(model, len(batch))
-        size = 1 if why else max(1, memory // bytes_of_a_run(model, batch))
+        alone = len(places) == 1 or why
+        size = 1 if alone else max(1, memory // bytes_of_a_run(model, batch))
         groups = [places[k : k + size] for k in range(0, len(places), size)]
         for group in groups if size > 1 else []:
             try:  # nothing is written back before the end
