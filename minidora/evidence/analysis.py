@@ -8,7 +8,9 @@
 Nothing here runs a model. A loss is the mean cross-entropy on the test part, in nats a character.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -199,6 +201,45 @@ def half_rank(runs: Iterable[Row]) -> dict[int, Difference]:
         for rank in RANKS
         if rank // 2 in RANKS
     }
+
+
+class AtEqualBudget(NamedTuple):
+    """DoRA at one rank against LoRA with as many trained numbers."""
+
+    trained: int
+    difference: Difference
+
+
+def trained_numbers(runs: Iterable[Row]) -> dict[str, dict[int, int]]:
+    """{"lora" or "dora": {rank: trained parameters}} of the runs that rank_losses reads."""
+    found: dict[str, dict[int, int]] = {"lora": {}, "dora": {}}
+    for run in runs:
+        if run["purpose"] in ("compare", "ranks") and run["targets"] == "five":
+            found[run["method"]][run["rank"]] = run["trainable"]
+    return found
+
+
+def equal_budget(runs: Iterable[Row]) -> dict[int, AtEqualBudget]:
+    """{rank: DoRA minus LoRA at DoRA's number of trained parameters}, paired over seeds.
+
+    Between two ranks LoRA's loss is taken as linear in the logarithm of what it trains, seed by
+    seed. DoRA's highest rank is left out: it trains more than any LoRA here, and nothing is
+    extrapolated. Below 0 DoRA is better.
+    """
+    runs = list(runs)
+    losses, trained = rank_losses(runs), trained_numbers(runs)
+    found = {}
+    lora = trained["lora"]
+    for rank, count in sorted(trained["dora"].items()):
+        for low, high in pairwise(sorted(lora)):
+            if lora[low] <= count < lora[high]:
+                share = math.log(count / lora[low]) / math.log(lora[high] / lora[low])
+                at = {
+                    seed: loss + share * (losses["lora"][high][seed] - loss)
+                    for seed, loss in losses["lora"][low].items()
+                }
+                found[rank] = AtEqualBudget(count, difference(losses["dora"][rank], at))
+    return found
 
 
 def tuning_curve(runs: Iterable[Row], method: str, targets: str) -> dict[float, float]:

@@ -1,5 +1,6 @@
 """What is read out of the runs, against runs made by hand and scipy."""
 
+import math
 from typing import Any
 
 import pytest
@@ -109,6 +110,39 @@ def test_half_rank_pairs_r_over_two_with_r() -> None:
     assert set(analysis.rank_losses(runs)["lora"][8]) == {0, 1}
 
 
+def test_equal_budget_of_losses_that_are_linear_in_the_logarithm_is_exact() -> None:
+    """LoRA loses 2 - 0.1 ln(trained); DoRA trains 5 more and is 0.03 better at equal numbers."""
+    runs = []
+    for seed in (0, 1):
+        for rank in RANKS:
+            for method, trained, gain in (("lora", 10 * rank, 0.0), ("dora", 10 * rank + 5, 0.03)):
+                purpose = "compare" if rank == 8 else "ranks"
+                loss = 2 + seed - 0.1 * math.log(trained) - gain * (1 + seed)
+                runs.append(
+                    {**row(purpose, method, "five", seed, loss, rank), "trainable": trained}
+                )
+    found = analysis.equal_budget(runs)
+    assert list(found) == [1, 2, 4, 8, 16]  # rank 32 trains more than any LoRA
+    for rank, (trained, difference) in found.items():
+        assert trained == 10 * rank + 5
+        assert difference.values == pytest.approx((-0.03, -0.06))
+
+
+def test_equal_budget_of_the_committed_runs() -> None:
+    """Worked out apart from this code when the first edition was reviewed."""
+    found = analysis.equal_budget(read_results())
+    said = {rank: f"{d.mean:+.4f} ± {(d.high - d.low) / 2:.4f}" for rank, (_, d) in found.items()}
+    assert said == {
+        1: "+0.0007 ± 0.0019",
+        2: "-0.0013 ± 0.0036",
+        4: "-0.0026 ± 0.0030",
+        8: "-0.0043 ± 0.0033",
+        16: "-0.0038 ± 0.0020",
+    }
+    assert {rank for rank, (_, d) in found.items() if d.verdict == "lower"} == {8, 16}
+    assert [trained for trained, _ in found.values()] == [13_824, 23_040, 41_472, 78_336, 152_064]
+
+
 def test_tuning_curve_averages_over_seeds() -> None:
     runs = [row("tune", seed=s, loss=loss, rate=r) for r, s, loss in
             [(1e-2, 100, 1.0), (1e-3, 100, 3.0), (1e-2, 101, 2.0), (1e-3, 101, 5.0)]]  # fmt: skip
@@ -116,7 +150,9 @@ def test_tuning_curve_averages_over_seeds() -> None:
 
 
 def test_missing_runs_are_named_with_the_way_to_make_them() -> None:
-    with pytest.raises(ValueError, match="no run 'compare' of 'lora' on 'qv'.*--evidence makes it"):
+    with pytest.raises(
+        ValueError, match="no run 'compare' of 'lora' on 'qv'.*`minidora evidence run` makes it"
+    ):
         analysis.select([row()], "compare", "lora", "qv")
 
 
