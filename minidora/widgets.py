@@ -1,25 +1,20 @@
 """Sliders over the figures of plots, under the same names.
 
-Each function returns a widget that draws its figure anew when a slider is let go. A widget needs
-a running kernel, so a lesson always shows the figure itself beside it.
+Each function returns a widget that draws its figure anew while a slider moves. A widget needs a
+running kernel, so a lesson always shows the figure itself beside it, and a line of text that stays
+where the kernel is gone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ipywidgets import (
-    HTML,
-    Dropdown,
-    FloatSlider,
-    IntSlider,
-    SelectionSlider,
-    VBox,
-    Widget,
-)
+from ipywidgets import HTML, Dropdown, SelectionSlider, VBox, Widget
 from matplotlib.figure import Figure
 
 from minidora import plots
 from minidora.geometry import Dot
 from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
+
+WITHOUT_KERNEL = "The sliders need a running kernel: if none are shown below, run this cell."
 
 # ---- Lesson 1: what training costs in memory ----
 
@@ -32,7 +27,7 @@ def memory_explorer() -> VBox:
             return plots.memory_explorer(**choices)  # type: ignore[arg-type]
         except ValueError as error:  # full fine-tuning of a quantized base
             figure = plots.new_figure(8.2, 1.0)
-            figure.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True, fontsize=9)
+            figure.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True)
             figure.set_label(str(error))
             return figure
 
@@ -40,7 +35,7 @@ def memory_explorer() -> VBox:
         draw,
         name=Dropdown(options=list(LLAMAS), description="model"),
         method=Dropdown(options=["full", "lora", "dora"], value="dora", description="method"),
-        rank=IntSlider(32, 1, 256, description="rank", continuous_update=False),
+        rank=_powers_of_two("rank", 32, 256),
         precision=Dropdown(options=plots.PRECISIONS, value="bfloat16", description="weights"),
         optimizer=Dropdown(options=OPTIMIZERS, value="adamw", description="optimizer"),
         implementation=Dropdown(options=IMPLEMENTATIONS, value="foreach", description="step()"),
@@ -64,23 +59,6 @@ def trained_share() -> VBox:
     )
 
 
-def _powers_of_two(description: str, value: int, largest: int) -> SelectionSlider:
-    """A slider over 1, 2, 4, ..."""
-    return _choices(description, value, [2**k for k in range(largest.bit_length())])
-
-
-def _choices(description: str, value: int, options: Sequence[int]) -> SelectionSlider:
-    """A slider over given numbers that answers when it is let go."""
-    return SelectionSlider(
-        options=options,
-        value=value,
-        description=description,
-        continuous_update=False,
-        style={"description_width": "9em"},
-        layout={"width": "26em"},
-    )
-
-
 # ---- Lesson 3: magnitude times direction ----
 
 
@@ -88,15 +66,15 @@ def magnitude_direction() -> VBox:
     """Turn and lengthen the update, set the magnitude: see plots.magnitude_direction."""
     return _picture(
         plots.magnitude_direction,
-        angle=_slider("update, angle (°)", 110.0, 0.0, 360.0, 5.0),
-        length=_slider("update, length", 1.5, 0.0, 2.0, 0.1),
-        magnitude=_slider("magnitude m", 2.0, 0.0, 4.0, 0.1),
+        angle=_evenly("update, angle (°)", 110.0, 360.0, 5.0),
+        length=_evenly("update, length", 1.5, 2.0, 0.1),
+        magnitude=_evenly("magnitude m", 2.0, 4.0, 0.1),
     )
 
 
 def gradient_split() -> VBox:
     """Turn the step against the row: see plots.gradient_split."""
-    return _picture(plots.gradient_split, angle=_slider("step to row (°)", 50.0, 0.0, 180.0, 5.0))
+    return _picture(plots.gradient_split, angle=_evenly("step to row (°)", 50.0, 180.0, 5.0))
 
 
 # ---- Lesson 4: a whole model, trained and compared ----
@@ -104,7 +82,7 @@ def gradient_split() -> VBox:
 
 def seeds_needed() -> VBox:
     """Set how much the difference spreads from seed to seed: see plots.seeds_needed."""
-    return _picture(plots.seeds_needed, spread=_slider("spread (points)", 1.0, 0.1, 5.0, 0.1))
+    return _picture(plots.seeds_needed, spread=_evenly("spread (points)", 1.0, 5.0, 0.1, first=1))
 
 
 # ---- Lesson 5: how magnitude and direction move ----
@@ -129,34 +107,6 @@ def rank_sweep(
     )
 
 
-def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
-    """The sliders, and below them draw(**their values) as a picture with its alternative text."""
-    picture = HTML()
-
-    def update(_: object = None) -> None:
-        figure = draw(**{name: slider.value for name, slider in sliders.items()})
-        picture.value = plots.picture(figure)
-
-    for slider in sliders.values():
-        slider.observe(update, names="value")
-    update()
-    return VBox([*sliders.values(), picture])
-
-
-def _slider(description: str, value: float, low: float, high: float, step: float) -> FloatSlider:
-    """A slider that answers when it is let go: a figure takes longer to draw than a drag step."""
-    return FloatSlider(
-        value,
-        min=low,
-        max=high,
-        step=step,
-        description=description,
-        continuous_update=False,
-        style={"description_width": "9em"},
-        layout={"width": "26em"},
-    )
-
-
 # ---- Lesson 6: what the layers cost ----
 
 
@@ -168,3 +118,52 @@ def flops_by_tokens() -> VBox:
         out_features=_powers_of_two("outputs", 4096, 16384),
         rank=_powers_of_two("rank", 16, 1024),
     )
+
+
+# ---- What all of them are made of ----
+
+
+def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
+    """The sliders, and below them draw(**their values) as a picture with its alternative text.
+
+    Before them it displays WITHOUT_KERNEL: an output of its own, which a notebook keeps.
+    """
+    from IPython.display import display
+
+    picture = HTML()
+
+    def update(_: object = None) -> None:
+        figure = draw(**{name: slider.value for name, slider in sliders.items()})
+        picture.value = plots.picture(figure)
+
+    for slider in sliders.values():
+        slider.observe(update, names="value")
+    update()
+    display(
+        {"text/html": f"<p><i>{WITHOUT_KERNEL}</i></p>", "text/plain": WITHOUT_KERNEL}, raw=True
+    )
+    return VBox([*sliders.values(), picture])
+
+
+def _choices(description: str, value: float, options: Sequence[float]) -> SelectionSlider:
+    """A slider over given numbers. Its readout cannot be typed into: a FloatSlider takes 99999."""
+    return SelectionSlider(
+        options=[(f"{option:g}", option) for option in options],
+        value=value,
+        description=description,
+        style={"description_width": "9em"},
+        layout={"width": "26em"},
+    )
+
+
+def _powers_of_two(description: str, value: int, largest: int) -> SelectionSlider:
+    """A slider over 1, 2, 4, ..."""
+    return _choices(description, value, [2**k for k in range(largest.bit_length())])
+
+
+def _evenly(
+    description: str, value: float, last: float, step: float, first: int = 0
+) -> SelectionSlider:
+    """A slider over first * step, ..., last."""
+    numbers = [round(k * step, 6) for k in range(first, round(last / step) + 1)]
+    return _choices(description, value, numbers)

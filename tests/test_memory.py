@@ -1,14 +1,11 @@
 """Predicted bytes against what a real model, optimizer or published layout holds."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from minidora import adapt, count_parameters, plots, widgets
+from minidora import adapt, count_parameters
 from minidora.memory import (
     LLAMAS,
     LiveBytes,
@@ -391,65 +388,3 @@ def test_other_errors():
 def test_units():
     assert (gb(3_000_000_000), gib(3 * 2**30)) == (3.0, 3.0)
     assert gib(24_000_000_000) == pytest.approx(22.35, abs=5e-3)  # a "24 GB" card in GiB
-
-
-# ---- the figures and the widget of lesson 1 ----
-
-
-def texts(figure: Figure) -> str:
-    axes = figure.axes[0]
-    return " | ".join([axes.get_title(), *(text.get_text() for text in axes.texts)])
-
-
-def test_memory_bars_state_their_totals():
-    linear = nn.Linear(1000, 1000, bias=False)
-    rows = {
-        "Adam": training_memory(linear, "adam"),
-        "SGD": training_memory(linear, "sgd", implementation="fused"),
-    }
-    rows = {  # the same, a thousand times as large
-        name: TrainingMemory(*(1000 * n for n in dataclasses.astuple(memory)))
-        for name, memory in rows.items()
-    }
-    figure = plots.memory_bars(rows, "a layer")
-    assert "16.0 GB with Adam" in texts(figure)
-    assert "8.0 GB with SGD" in texts(figure)
-    assert "16.0 GB, 20.0 in step()" in texts(figure)
-    assert "Adam 16.0 GB (weights 4.0, gradients 4.0, optimizer state 8.0" in figure.get_label()
-
-
-def test_step_timeline_states_the_highest_and_the_lowest():
-    figure = plots.step_timeline({"single": [0, 25, 0], "foreach": [0, 100], "fused": [0]}, 100)
-    assert "foreach needs 1.00 more copies of the parameters, fused 0.00" in texts(figure)
-    assert "single at most 0.25" in figure.get_label()
-
-
-def test_gpu_fit_names_the_smallest_card():
-    needs = {
-        "M": {"full": 180 * 10**9 + 1, "DoRA": 12 * 10**9},
-        "N": {"full": 25 * 10**9, "DoRA": 1},
-    }
-    figure = plots.gpu_fit(needs)
-    assert "M: no card up to 180 GB has room for full; a 12 GB card for DoRA" in texts(figure)
-    assert "25.0 GB\n40 GB card" in texts(figure)
-    assert "N, DoRA: 0.0 GB, an 8 GB card" in figure.get_label()
-
-
-def test_memory_explorer_and_its_widget():
-    assert "fits a 16 GB card" in texts(plots.memory_explorer())
-    assert "needs 8 cards of 180 GB" in texts(
-        plots.memory_explorer("LLaMA3-70B", "full", precision="float32")
-    )
-    with pytest.raises(ValueError, match="precision must be one of float32, .* got 'fp8'"):
-        plots.memory_explorer(precision="fp8")
-    *controls, picture = widgets.memory_explorer().children
-    by_name = {control.description: control for control in controls}
-    assert "DoRA of rank 32, bfloat16, adamw" in picture.value
-    by_name["weights"].value = "nf4-double"
-    by_name["rank"].value = 8
-    assert "DoRA of rank 8, nf4-double" in picture.value
-    assert "fits an 8 GB card" in picture.value
-    by_name["method"].value = "full"  # refused in words, without a traceback
-    assert "no frozen nn.Linear weight" in picture.value
-    by_name["weights"].value = "bfloat16 + masters"
-    assert "full fine-tuning, bfloat16 + masters" in picture.value

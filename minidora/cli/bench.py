@@ -43,5 +43,5 @@ def layers(
         )
     Console().print(table)
     path = bench.write(report, output)
-    plots.bench_ratios(report).savefig(path.with_suffix(".png"))
+    plots.save(plots.bench_ratios(report), path.with_suffix(".png"))
     typer.echo(f"written: {path} and {path.with_suffix('.png')}")

@@ -175,5 +175,5 @@ def demo(
         f"{difference.low:+.1f} to {difference.high:+.1f}: {difference.verdict}. "
         f"Below {difference.detectable:.1f} points it would probably have been missed."
     )
-    plots.accuracy_and_bytes(comparison).savefig(output)
+    plots.save(plots.accuracy_and_bytes(comparison), output)
     typer.echo(f"figure: {output}")

@@ -2,18 +2,29 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import lru_cache
 
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from torch import nn
 
 from minidora.adapt import adapt
 from minidora.memory import QUANTIZATIONS, TrainingMemory, gb, gib, llama, training_memory
 from minidora.models import PAPER_TARGETS
-from minidora.plots.style import ALTERNATIVES, COLORS, NAMES, new_figure, one_line
+from minidora.plots.style import (
+    ALTERNATIVES,
+    COLORS,
+    NAMES,
+    headline,
+    listed,
+    new_figure,
+    one_line,
+    rows_only,
+    styled,
+)
 
 MEMORY_PARTS = {
     "weights": ("weights", COLORS["base"]),
@@ -36,6 +47,56 @@ def smallest_card(count: int) -> int | None:
     return next((card for card in GPU_CARDS if count <= card * 1e9), None)
 
 
+@styled
+def training_bill(
+    parts: Mapping[str, float], counted: int, cards: Sequence[int] = (24, 80)
+) -> Figure:
+    """One bar of what training holds, part after part, beside the cards it would have to fit.
+
+    Args:
+        parts: name -> GB, in the order in which they are drawn.
+        counted: how many of the parts, from the left, make the sum in the title.
+        cards: sizes of graphics cards in GB, drawn as lines.
+    """
+    figure = new_figure(8.2, 2.3)
+    axes = figure.subplots()
+    left = 0.0
+    colors = (COLORS["base"], "#009E73", "#56B4E9", "#CC79A7")
+    for number, ((name, size), color) in enumerate(zip(parts.items(), colors, strict=False)):
+        axes.barh(0, size, 0.7, left, color=color, edgecolor="white", lw=1.5)
+        text = f"{name}\n{size:g} GB"
+        axes.text(left + size / 2, 0, text, ha="center", va="center", fontsize=10)
+        left += size
+        if number + 1 == counted:
+            axes.annotate("", (0, 0.5), (left, 0.5), arrowprops={"arrowstyle": "<->"})
+            axes.text(left / 2, 0.56, f"{left:g} GB", ha="center", va="top", fontsize=10)
+    for card in cards:
+        axes.axvline(card, color="black", ls=":", lw=1.2)
+        axes.text(card, -0.62, f"{card} GB card", ha="center", va="bottom")
+    axes.set(xlim=(0, 1.02 * max(left, *cards)), ylim=(0.85, -0.62), yticks=[])
+    axes.set_xlabel("GB (1e9 bytes), without activations")
+    axes.spines["left"].set_visible(False)
+    names = list(parts)
+    first = listed(names[:counted])
+    some = sum(list(parts.values())[:counted])
+    room = [card for card in cards if left <= card]
+    verdict = f"{_card(min(room))} has room" if room else f"too much for {_card(max(cards))}"
+    headline(
+        figure,
+        f"{first[:1].upper()}{first[1:]}: {some:g} GB; "
+        f"with {listed(names[counted:])} {left:g} GB, {verdict}",
+    )
+    figure.set_label(
+        "One bar, part after part: "
+        + ", ".join(f"{name} {size:g} GB" for name, size in parts.items())
+        + f"; together {left:g} GB. Lines at "
+        + " and ".join(f"{card} GB" for card in cards)
+        + f" mark cards: {verdict}."
+    )
+    return figure
+
+
+@styled
 def memory_bars(rows: Mapping[str, TrainingMemory], subject: str) -> Figure:
     """What each way to train needs, as stacked bars in GB, the peak inside step() hatched."""
     figure = new_figure(8.2, 1.5 + 0.42 * len(rows))
@@ -50,25 +111,24 @@ def memory_bars(rows: Mapping[str, TrainingMemory], subject: str) -> Figure:
         text = f" {gb(memory.total):.1f} GB"
         if memory.step_temporaries:
             text += f", {gb(memory.peak):.1f} in step()"
-        axes.text(gb(memory.peak), row, text, va="center", fontsize=8.5)
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+        axes.text(gb(memory.peak), row, text, va="center")
+    axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * gb(widest))
+    axes.set_xlim(0, 1.4 * gb(widest))
     axes.set_xlabel("GB (1e9 bytes), without activations")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    rows_only(axes)
     handles = [
         Patch(fc="none" if part == "step_temporaries" else color, ec=color, label=name)
         for part, (name, color) in MEMORY_PARTS.items()
     ]
     handles[-1].set_hatch("////")
-    figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=4, loc="outside lower center")
+    figure.legend(handles=handles, ncols=4, loc="outside lower center")
     totals = {name: memory.total for name, memory in rows.items()}
     most, least = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
-    axes.set_title(
+    headline(
+        figure,
         f"{subject}: {gb(totals[most]):.1f} GB with {most},\n"
         f"{gb(totals[least]):.1f} GB with {least}",
-        fontsize=11,
     )
     parts = [
         f"{name} {gb(m.total):.1f} GB (weights {gb(m.weights):.1f}, gradients "
@@ -97,6 +157,7 @@ def _memory_bar(axes: Axes, row: int, left: int, size: int, part: str) -> None:
     )
 
 
+@styled
 def step_timeline(histories: Mapping[str, Sequence[int]], parameters: int) -> Figure:
     """Bytes that are alive only inside step(), operation by operation.
 
@@ -115,14 +176,13 @@ def step_timeline(histories: Mapping[str, Sequence[int]], parameters: int) -> Fi
     axes.axhline(1, color=COLORS["base"], lw=1, zorder=0)
     axes.set(xlabel="progress of step() (% of its operations)", ylabel="copies of the parameters")
     axes.set_ylim(bottom=-0.04)
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     peaks = {name: max(history, default=0) / parameters for name, history in histories.items()}
     most, least = max(peaks, key=peaks.__getitem__), min(peaks, key=peaks.__getitem__)
-    axes.set_title(
+    headline(
+        figure,
         f"Inside one step of Adam, {most} needs {peaks[most]:.2f} more copies of the parameters, "
         f"{least} {peaks[least]:.2f}",
-        fontsize=11,
     )
     figure.set_label(
         "Memory that exists only inside step(), in copies of the trained parameters, for each way "
@@ -131,6 +191,7 @@ def step_timeline(histories: Mapping[str, Sequence[int]], parameters: int) -> Fi
     return figure
 
 
+@styled
 def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
     """A table: which card has room for which model (row) trained in which way (column).
 
@@ -152,18 +213,18 @@ def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
             room = f"{card} GB card" if card else f"over {GPU_CARDS[-1]} GB"
             text = f"{gb(needs[model][way]):.1f} GB\n{room}"
             middle = (column + 0.5, row + 0.5)
-            axes.text(*middle, text, ha="center", va="center", fontsize=8.5, color=ink)
+            axes.text(*middle, text, ha="center", va="center", color=ink)
     axes.set(xlim=(0, len(ways)), ylim=(len(models), 0))
-    axes.set_xticks([column + 0.5 for column in range(len(ways))], ways, fontsize=8.5)
-    axes.set_yticks([row + 0.5 for row in range(len(models))], models, fontsize=9)
+    axes.set_xticks([column + 0.5 for column in range(len(ways))], ways)
+    axes.set_yticks([row + 0.5 for row in range(len(models))], models)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     first, last = cards[models[0], ways[0]], cards[models[0], ways[-1]]
-    axes.set_title(
+    headline(
+        figure,
         f"{models[0]}: {_card(first)} has room for {one_line(ways[0])}; "
         f"{_card(last)} for {one_line(ways[-1])}",
-        fontsize=11,
     )
     sizes = ", ".join(map(str, GPU_CARDS))
     axes.set_xlabel(
@@ -179,12 +240,29 @@ def gpu_fit(needs: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 def _card(card: int | None) -> str:
-    return f"a{'n' if card in (8, 180) else ''} {card} GB card" if card else _NO_CARD
+    """With its article: an 8, an 80, but a 16, a 180."""
+    return f"a{'n' if str(card).startswith('8') else ''} {card} GB card" if card else _NO_CARD
 
 
 _NO_CARD = f"no card up to {GPU_CARDS[-1]} GB"
 
 
+@lru_cache(maxsize=16)  # a slider asks for the same model again, and building it takes as long
+def adapted_llama(name: str, method: str, rank: int, precision: str) -> nn.Module:
+    """A LLaMA on the meta device, as memory_explorer counts it; ask it, do not change it.
+
+    Raises:
+        ValueError: an unknown name, method or precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    model = llama(name, torch.float32 if precision == "float32" else torch.bfloat16)
+    if method != "full":
+        adapt(model, method, rank=rank, target_modules=PAPER_TARGETS)
+    return model
+
+
+@styled
 def memory_explorer(
     name: str = "LLaMA-7B",
     method: str = "dora",
@@ -204,11 +282,7 @@ def memory_explorer(
     Raises:
         ValueError: an unknown name, or full fine-tuning of a quantized base.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    model = llama(name, torch.float32 if precision == "float32" else torch.bfloat16)
-    if method != "full":
-        adapt(model, method, rank=rank, target_modules=PAPER_TARGETS)
+    model = adapted_llama(name, method, rank, precision)
     memory = training_memory(
         model,
         optimizer,
@@ -218,22 +292,15 @@ def memory_explorer(
     )
     figure = new_figure(8.2, 3.6)
     axes = figure.subplots()
-    beside: dict[str, Any] = {
-        "xytext": (4, 0),
-        "textcoords": "offset points",
-        "va": "center",
-        "fontsize": 9,
-        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
-    }
     left = 0
+    rows = []
     for row, (part, (label, _)) in enumerate(MEMORY_PARTS.items()):
         size = getattr(memory, part)
         _memory_bar(axes, row, 0, size, part)
         _memory_bar(axes, len(MEMORY_PARTS), left, size, part)
-        axes.annotate(f"{label}: {_size(size)}", (gb(size), row), **beside)
+        rows.append(f"{label}\n{_size(size)}")
         left += size
-    place = (gb(memory.peak), len(MEMORY_PARTS))
-    axes.annotate(f"together: {_size(memory.peak)}", place, weight="bold", **beside)
+    rows.append(f"together\n{_size(memory.peak)}")
     card = smallest_card(memory.peak)
     limit = max(1.5 * gb(memory.peak), 1.08 * (card or 0))
     right = math.inf
@@ -241,17 +308,19 @@ def memory_explorer(
         if size <= limit and right - size > 0.04 * limit:  # else the numbers would overlap
             right = size
             axes.axvline(size, color="black", lw=0.8, ls=":", zorder=0)
-            axes.text(size, -0.6, f"{size}", ha="center", va="bottom", fontsize=8)
-    axes.set(xlim=(0, limit), ylim=(len(MEMORY_PARTS) + 0.5, -1), yticks=[])
+            axes.text(size, -0.6, f"{size}", ha="center", va="bottom", backgroundcolor="white")
+    axes.set(xlim=(0, limit), ylim=(len(MEMORY_PARTS) + 0.5, -1))
+    axes.set_yticks(range(len(rows)), rows)
+    rows_only(axes)
     axes.set_xlabel("GB (1e9 bytes), without activations; dotted: sizes of graphics cards")
-    axes.spines[["top", "right"]].set_visible(False)
     if card:
         verdict = f"fits {_card(card)}"
     else:
         verdict = f"needs {math.ceil(gb(memory.peak) / GPU_CARDS[-1])} cards of {GPU_CARDS[-1]} GB"
     who = NAMES[method] if method == "full" else f"{NAMES[method]} of rank {rank}"
-    axes.set_title(
-        f"{name}, {who}, {precision}, {optimizer} ({implementation}): {verdict}", fontsize=10.5
+    headline(
+        figure,
+        f"{name}, {who}, {precision}, {optimizer} ({implementation}): {verdict}",
     )
     parts = [f"{label} {_size(getattr(memory, part))}" for part, (label, _) in MEMORY_PARTS.items()]
     figure.set_label(

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from torch import Tensor
 
-from minidora.plots.style import COLORS, NAMES, PAIR, new_figure
+from minidora.plots.style import COLORS, DIVERGING, NAMES, PAIR, headline, new_figure, styled
 
 ROW = (1.6, 1.2)
 """One row of a weight with two inputs, of length 2: what lesson 3 draws in the plane."""
 
 
+@styled
 def magnitude_direction(
     angle: float = 110.0, length: float = 1.5, magnitude: float = 2.0
 ) -> Figure:
@@ -49,22 +51,19 @@ def magnitude_direction(
     plane.plot(
         *zip(ROW, lora, strict=True), color="#555555", linestyle="--", linewidth=1.2, zorder=2
     )
-    widths = {"base": 5.0, "lora": 3.2, "dora": 1.8}  # on one ray, each stays visible
+    widths = {"base": 5.0, "lora": 3.0, "dora": 3.0}
     for name, row in rows.items():
         if lengths[name] < 1e-12:
             continue
+        # LoRA and DoRA share a ray: drawn beside it, left and right, each stays visible.
+        aside = {"base": 0.0, "lora": 0.08, "dora": -0.08}[name] / lengths[name]
+        shift = (-aside * row[1], aside * row[0])
+        shape = {"arrowstyle": "-|>", "color": COLORS[name], "linewidth": widths[name]}
         plane.annotate(
             "",
-            xy=row,
-            xytext=(0, 0),
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": COLORS[name],
-                "linewidth": widths[name],
-                "mutation_scale": 16,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
+            xy=(row[0] + shift[0], row[1] + shift[1]),
+            xytext=shift,
+            arrowprops={**shape, "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0},
         )
     plane.set(xlim=(-4.2, 4.2), ylim=(-4.2, 4.2), aspect="equal")
     plane.set(xlabel="weight of input 1", ylabel="weight of input 2")
@@ -76,7 +75,7 @@ def magnitude_direction(
         Line2D([], [], color=COLORS["dora"], alpha=0.45, linewidth=1),
     ]
     labels = ["w, pretrained", "w' in LoRA", "w' in DoRA", "update", "rows of length m"]
-    figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=5, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
 
     names = [NAMES[name] for name in rows]
     places = range(len(rows))
@@ -86,12 +85,11 @@ def magnitude_direction(
         text = " 0, no direction"
         if lengths[name] > 1e-12:
             text = f" {lengths[name]:.2f}, turned by {_signed(turns[name])}°"
-        bars.text(lengths[name], place, text, va="center", fontsize=9)
+        bars.text(lengths[name], place, text, va="center")
     bars.set_yticks(places, names)
     bars.invert_yaxis()
     bars.set(xlim=(0, 7.4), xticks=range(5))
     bars.set_xlabel("length of the row", x=2 / 7.4)
-    bars.spines[["top", "right"]].set_visible(False)
     bars.spines["bottom"].set_bounds(0, 4)
     if zero:
         title = "The update cancels the row: no direction is left, and both answer 0"
@@ -100,7 +98,7 @@ def magnitude_direction(
             f"Both turn the row by {_signed(turn)}°: LoRA's length becomes {lengths['lora']:.2f}, "
             f"DoRA's is m = {magnitude:.2f}"
         )
-    figure.suptitle(title, fontsize=11)
+    headline(figure, title)
     figure.set_label(
         f"A row of length 2.00 as an arrow in the plane of its two weights, and the same row "
         f"after an update of length {length:.2f} at {angle:.0f} degrees. LoRA's row has length "
@@ -110,57 +108,75 @@ def magnitude_direction(
     return figure
 
 
-def turn_and_length(lengths: Sequence[float] = (0.5, 1.0, 1.5)) -> Figure:
-    """The pairs (turn, length) of the row that updates of fixed lengths reach, in every direction.
+ROWS = ((1.5, 0.9), (-0.6, 1.7), (0.5, -1.4))
+"""Three rows of a weight with two inputs, pretrained: what turn_and_length moves."""
+
+
+@styled
+def turn_and_length(
+    direction: float = 20.0, steps: Sequence[float] = (1.0, -1.2, 1.6), share: float = 0.6
+) -> Figure:
+    """Where rank 1 can take three rows of a weight: LoRA to a line each, DoRA to a half-plane.
+
+    With rank 1 row i of s B A is b_i a, so every row moves along the same direction a.
+
+        LoRA  w_i' = w_i + b_i a           DoRA  w_i' = m_i (w_i + b_i a) / ||w_i + b_i a||
 
     Args:
-        lengths: of the updates, each above 0 and below 2, the length of the row.
+        direction: of a, in degrees from the first axis.
+        steps: b_i, for each of ROWS.
+        share: m_i / ||w_i||, drawn for DoRA: any number is in its reach.
     """
-    figure = new_figure(7.0, 3.8)
-    axes = figure.subplots()
-    widest = 0.0
-    for number, length in enumerate(lengths):
-        turns, reached = [], []
-        for degree in range(361):
-            radians = math.radians(degree)
-            row = (ROW[0] + length * math.cos(radians), ROW[1] + length * math.sin(radians))
-            turns.append(_degrees_between(ROW, row))
-            reached.append(math.hypot(*row))
-        widest = max(widest, *turns)
-        axes.plot(turns, reached, color=COLORS["lora"], alpha=0.4 + 0.3 * number, linewidth=1.8)
-        top = reached.index(max(reached))
-        axes.annotate(
-            f"‖update‖ = {length:g}",
-            (turns[top], reached[top]),
-            xytext=(0, 4),
-            textcoords="offset points",
-            color=COLORS["lora"],
-            fontsize=9,
-            ha="center",
-        )
-    for magnitude in (1.0, 2.0, 3.0):
-        axes.plot([-widest, widest], [magnitude] * 2, color=COLORS["dora"], linewidth=1.2)
-        axes.text(
-            widest + 2,
-            magnitude,
-            f"m = {magnitude:g}",
-            color=COLORS["dora"],
-            va="center",
-            fontsize=9,
-        )
-    axes.plot(0, math.hypot(*ROW), "o", color=COLORS["base"], markersize=8, zorder=3)
-    axes.annotate("w", (0, 2), xytext=(7, 5), textcoords="offset points", color="#555555")
-    axes.set(xlabel="turn of the row (degrees)", ylabel="length of the row")
-    axes.set(xlim=(-widest - 4, widest + 16), ylim=(0, 4.0))
-    axes.set_title(
-        "LoRA (blue): an update of one length leaves two lengths for a turn. DoRA: any m",
-        fontsize=10.5,
+    a = (math.cos(math.radians(direction)), math.sin(math.radians(direction)))
+    figure = new_figure(8.4, 4.0)
+    left, right = figure.subplots(1, 2, sharey=True)
+    colors = {"lora": COLORS["lora"], "dora": COLORS["dora"]}
+    turns = []
+    for row, step in zip(ROWS, steps, strict=True):
+        lora = (row[0] + step * a[0], row[1] + step * a[1])
+        scale = share * math.hypot(*row) / math.hypot(*lora)
+        dora = (scale * lora[0], scale * lora[1])
+        turns.append(_degrees_between(row, lora))
+        far = 4 / math.hypot(*lora)
+        for axes in (left, right):
+            axes.axline(row, xy2=(row[0] + a[0], row[1] + a[1]), color=COLORS["lora"], lw=1, ls=":")
+            axes.plot([0, row[0]], [0, row[1]], color=COLORS["base"], lw=2.5)
+            axes.plot(*row, "o", color=COLORS["base"], ms=7)
+        left.plot([row[0], lora[0]], [row[1], lora[1]], color=COLORS["lora"], lw=2.2)
+        right.plot([0, far * lora[0]], [0, far * lora[1]], color=COLORS["dora"], lw=1, ls="--")
+        for axes, name, end in ((left, "lora", lora), (right, "dora", dora)):
+            axes.plot([0, end[0]], [0, end[1]], color=colors[name], lw=1.4)
+            axes.plot(*end, "s", color=colors[name], ms=6)
+    for axes in (left, right):
+        corner = (0.95, -2.0)
+        shape = {"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0}
+        end = (corner[0] + a[0], corner[1] + a[1])
+        axes.annotate("", end, corner, arrowprops=shape)
+        axes.text(end[0] + 0.12, end[1], "a", va="center", fontsize=10)
+        axes.axhline(0, color="#dddddd", lw=0.8, zorder=0)
+        axes.axvline(0, color="#dddddd", lw=0.8, zorder=0)
+        axes.set(xlim=(-2.6, 2.6), ylim=(-2.2, 2.6), aspect="equal", xlabel="weight of input 1")
+    left.set(ylabel="weight of input 2", title="LoRA: a turn fixes the length")
+    right.set_title(f"DoRA: the same turns, here with m = {share:g} ‖w‖")
+    handles = [
+        Line2D([], [], color=COLORS["base"], marker="o", lw=2.5, label="w, pretrained"),
+        Line2D([], [], color=COLORS["lora"], ls=":", label="w + b a, any b"),
+        Line2D([], [], color=COLORS["lora"], marker="s", label="w' in LoRA"),
+        Line2D([], [], color=COLORS["dora"], ls="--", label="any length m"),
+        Line2D([], [], color=COLORS["dora"], marker="s", label="w' in DoRA"),
+    ]
+    figure.legend(handles=handles, ncols=5, loc="outside lower center")
+    headline(
+        figure,
+        "Rank 1: LoRA moves each row along a line parallel to one direction a; "
+        "DoRA reaches any length on the ray it turns to",
     )
-    axes.spines[["top", "right"]].set_visible(False)
     figure.set_label(
-        "Turn of the row against its length. For each length of the update LoRA traces a closed "
-        "loop around the pretrained row (turn 0, length 2), so a turn comes with one of two "
-        "lengths. DoRA moves along horizontal lines, one for each m."
+        "Three rows of a weight as points of the plane, each with a dotted line through it, all "
+        "three parallel. Left, LoRA of rank 1: each row moves along its line, turned by "
+        + ", ".join(f"{_signed(turn)}" for turn in turns)
+        + " degrees, and the turn decides its length. Right, DoRA: the same turns, and on the ray "
+        f"from the origin any length m, drawn at {share:g} times the row's old length."
     )
     return figure
 
@@ -175,6 +191,7 @@ def _degrees_between(first: tuple[float, float], second: tuple[float, float]) ->
     return math.degrees(math.atan2(cross, first[0] * second[0] + first[1] * second[1]))
 
 
+@styled
 def two_norms(weight: Tensor) -> Figure:
     """A small weight (out, in) with its row norms beside it and its column norms above it."""
     out_features, in_features = weight.shape
@@ -186,7 +203,7 @@ def two_norms(weight: Tensor) -> Figure:
     grid = figure.add_gridspec(2, 3, width_ratios=(3, 1.2, 0.12), height_ratios=(1, 2.2))
     top, heat = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
     side = figure.add_subplot(grid[1, 1])
-    image = heat.imshow(values.numpy(), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    image = heat.imshow(values.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     for i in range(out_features):
         for j in range(in_features):
             value = float(values[i, j])
@@ -197,24 +214,23 @@ def two_norms(weight: Tensor) -> Figure:
                 f"{round(value, 1) + 0.0:.1f}",
                 ha="center",
                 va="center",
-                fontsize=9,
                 color=color,
             )
     heat.set_xticks(range(in_features), [f"in {j}" for j in range(in_features)])
     heat.set_yticks(range(out_features), [f"out {i}" for i in range(out_features)])
     above = top.bar(range(in_features), columns, color=COLORS["base"], width=0.6)
-    top.bar_label(above, fmt="%.1f", fontsize=9)
+    top.bar_label(above, fmt="%.1f")
     top.set(xlim=(-0.5, in_features - 0.5), ylim=(0, 1.35 * max(columns)), xticks=[], yticks=[])
-    top.set_title(f"dim=0: {in_features} norms, one per input", fontsize=10)
+    top.set_title(f"dim=0: {in_features} norms, one per input")
     beside = side.barh(range(out_features), rows, color=COLORS["dora"], height=0.6)
-    side.bar_label(beside, fmt=" %.1f", fontsize=9)
+    side.bar_label(beside, fmt=" %.1f")
     side.set(ylim=(out_features - 0.5, -0.5), xlim=(0, 1.4 * max(rows)), xticks=[], yticks=[])
-    side.set_title(f"dim=1: {out_features} norms,\none per output (DoRA)", fontsize=10)
-    for axes in (top, side):
-        axes.spines[["top", "right"]].set_visible(False)
+    side.set_title(f"dim=1: {out_features} norms,\none per output (DoRA)")
     figure.colorbar(image, cax=figure.add_subplot(grid[1, 2]), label="weight")
-    figure.suptitle(
-        f"One ({out_features}, {in_features}) weight, two candidates for the magnitude", fontsize=11
+    headline(
+        figure,
+        f"One ({out_features}, {in_features}) weight: DoRA's magnitude is its {out_features} row "
+        f"norms (dim=1), not its {in_features} column norms (dim=0)",
     )
     figure.set_label(
         f"A heat map of a weight with {out_features} rows (outputs) and {in_features} columns "
@@ -224,6 +240,7 @@ def two_norms(weight: Tensor) -> Figure:
     return figure
 
 
+@styled
 def dora_diagram(in_features: int, out_features: int, rank: int) -> Figure:
     """How DoRALinear computes y: where g acts, and where the bias joins."""
     figure = new_figure(8.4, 3.0)
@@ -235,53 +252,59 @@ def dora_diagram(in_features: int, out_features: int, rank: int) -> Figure:
         patch = FancyBboxPatch((x, y - 4), width, 8, "round", edgecolor=color, facecolor="white")
         patch.set_linewidth(1.4)
         axes.add_patch(patch)
-        axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=9)
+        axes.text(x + width / 2, y, text, ha="center", va="center")
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         shape = {"arrowstyle": "-|>", "color": "#444444", "shrinkA": 1, "shrinkB": 1}
         axes.annotate("", xy=end, xytext=start, arrowprops=shape)
 
-    axes.text(2, 21, "x", fontsize=13, ha="center", va="center")
-    axes.text(2, 15, f"(…, {in_features})", fontsize=8, ha="center", va="center")
-    box(24, 33, 22, f"W, frozen\n({out_features}, {in_features})", COLORS["base"])
-    box(12, 9, 16, f"A\n({rank}, {in_features})", COLORS["lora"])
-    box(35, 9, 16, f"B\n({out_features}, {rank})", COLORS["lora"])
-    axes.text(54.5, 9, "· s", fontsize=11, ha="left", va="center")
+    axes.text(3, 21, "x", fontsize=13, ha="center", va="center")
+    axes.text(3, 15, f"(…, {in_features})", ha="center", va="center")
+    box(20, 33, 22, f"W, frozen\n({out_features}, {in_features})", COLORS["base"])
+    box(12, 9, 15, f"A\n({rank}, {in_features})", COLORS["lora"])
+    box(31, 9, 15, f"B\n({out_features}, {rank})", COLORS["lora"])
+    box(50, 9, 5, "· s", COLORS["lora"])
     axes.text(64, 21, "+", fontsize=16, ha="center", va="center")
     box(71, 21, 11, f"· g\n({out_features},)", COLORS["dora"])
-    axes.text(88, 21, "+ bias", fontsize=10, ha="center", va="center")
-    axes.text(97.5, 21, "y", fontsize=13, ha="center", va="center")
-    axes.text(97.5, 15, f"(…, {out_features})", fontsize=8, ha="center", va="center")
+    axes.text(88, 21, "+ bias", ha="center", va="center")
+    axes.text(96.5, 21, "y", fontsize=13, ha="center", va="center")
+    axes.text(96.5, 15, f"(…, {out_features})", ha="center", va="center")
     for start, end in [
-        ((4, 23), (23, 33)),
-        ((4, 19), (11, 10)),
-        ((29, 9), (34, 9)),
-        ((58, 11), (62.5, 18)),
-        ((47, 33), (62.5, 24)),
+        ((5, 23), (19, 33)),
+        ((5, 19), (11, 10)),
+        ((28, 9), (30, 9)),
+        ((47, 9), (49, 9)),
+        ((56, 11), (62.5, 18)),
+        ((43, 33), (62.5, 24)),
         ((66, 21), (70, 21)),
         ((83, 21), (84.5, 21)),
-        ((91.5, 21), (96, 21)),
+        ((91.5, 21), (95, 21)),
     ]:
         arrow(start, end)
     axes.text(
-        76.5,
+        78,
         34,
         "$g = m\\,/\\,\\|W + sBA\\|_{row}$\nno gradient through the norm",
-        fontsize=9,
         ha="center",
     )
     arrow((76.5, 33), (76.5, 26))
-    axes.set_title(
-        "g scales both paths together; the bias joins after it, never scaled", fontsize=11
-    )
+    link: dict[str, Any] = {"color": COLORS["dora"], "ls": ":", "lw": 1.2}  # what g is made from
+    axes.plot([43, 64], [35.5, 35.5], **link)
+    axes.plot([19.5, 19.5, 76.5, 76.5], [4, 1, 1, 4], **link)
+    axes.plot([38.5, 38.5], [4, 1], **link)
+    axes.plot([52.5, 52.5], [4, 1], **link)
+    axes.annotate("", (76.5, 16), (76.5, 3), arrowprops={"arrowstyle": "-|>", **link})
+    headline(figure, "g scales both paths together; the bias joins after it, never scaled")
     figure.set_label(
-        "Diagram: x goes through the frozen W and, beside it, through A, B and the factor s. "
+        "Diagram: x goes through the frozen W and, beside it, through A, B and the factor s, and "
+        "W, A, B and s also give g. "
         "The two results are added, multiplied by g, one factor for each output, and then the "
         "bias is added."
     )
     return figure
 
 
+@styled
 def gradient_split(angle: float = 50.0) -> Figure:
     """The detached gradient of a row v', its part across the row (the full one), and the rest.
 
@@ -328,7 +351,7 @@ def gradient_split(angle: float = 50.0) -> Figure:
         f"full step (eq. 6): ‖v'‖ → {norms['full']:.2f}",
         "rows as long as v'",
     ]
-    figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=2, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     plane.set(xlim=(-0.1, 3.3), ylim=(-1.2, 1.25), aspect="equal")
     plane.set(xlabel="along the row", ylabel="across the row")
 
@@ -337,11 +360,9 @@ def gradient_split(angle: float = 50.0) -> Figure:
     curve.plot(angle, cosine, "o", color=PAIR[0], markersize=9)
     curve.set(xlabel="angle of the step to the row (degrees)", xticks=range(0, 181, 45))
     curve.set(ylabel="cos(full, detached)", ylim=(-0.03, 1.08))
-    for axes in (plane, curve):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
+    headline(
+        figure,
         f"The full gradient is the part across the row, here {100 * cosine:.0f} % of the detached",
-        fontsize=11,
     )
     figure.set_label(
         f"Left: a row v' of length 2 and, from its tip, a detached step of length 1 at "
@@ -353,6 +374,7 @@ def gradient_split(angle: float = 50.0) -> Figure:
     return figure
 
 
+@styled
 def held_for_backward(full: Mapping[str, int], detached: Mapping[str, int], lora: int) -> Figure:
     """Bytes that autograd holds until the backward pass, with and without the norm's gradient.
 
@@ -366,18 +388,21 @@ def held_for_backward(full: Mapping[str, int], detached: Mapping[str, int], lora
     for place, pair in enumerate(mib.values()):
         for offset, value, color in zip((-0.19, 0.19), pair, PAIR, strict=True):
             bar = axes.barh(place + offset, value, color=color, height=0.36)
-            axes.bar_label(bar, fmt=" %.2f", fontsize=9)
+            axes.bar_label(bar, fmt=" %.2f")
     bar = axes.barh(len(mib), lora / 2**20, color=COLORS["lora"], height=0.36)
-    axes.bar_label(bar, fmt=" %.3f", fontsize=9)
+    axes.bar_label(bar, fmt=" %.3f")
     axes.set_yticks(range(len(mib) + 1), [*mib, NAMES["lora"]])
     axes.invert_yaxis()
-    most = max(value for pair in mib.values() for value in pair)
-    axes.set(xlabel="held for the backward pass (MiB)", xlim=(0, 1.12 * most))
+    longest = max(value for pair in mib.values() for value in pair)
+    axes.set(xlabel="held for the backward pass (MiB)", xlim=(0, 1.12 * longest))
     handles = [Patch(color=color) for color in PAIR]
-    axes.legend(handles, ["full gradient (eq. 6)", "norm detached (eq. 11)"], frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    saved = ", ".join(f"{first - second:.2f}" for first, second in mib.values())
-    axes.set_title(f"From the top, detaching the norm saves {saved} MiB", fontsize=10.5)
+    axes.legend(handles, ["full gradient (eq. 6)", "norm detached (eq. 11)"])
+    saved = {form: first - second for form, (first, second) in mib.items()}
+    most, least = max(saved, key=saved.__getitem__), min(saved, key=saved.__getitem__)
+    finding = f"Detaching the norm saves {saved[most]:.2f} MiB in the {most}"
+    if most != least:
+        finding += f", {saved[least]:.2f} in the {least}"
+    headline(figure, finding)
     figure.set_label(
         "Bars of the memory held for the backward pass, full gradient against detached norm: "
         + "; ".join(f"{form} {pair[0]:.2f} against {pair[1]:.2f} MiB" for form, pair in mib.items())
@@ -386,6 +411,7 @@ def held_for_backward(full: Mapping[str, int], detached: Mapping[str, int], lora
     return figure
 
 
+@styled
 def singular_values(spectra: Mapping[str, Tensor]) -> Figure:
     """The singular values of two matrices with the same entries: transposed and reshaped.
 
@@ -404,10 +430,9 @@ def singular_values(spectra: Mapping[str, Tensor]) -> Figure:
         axes.plot([], [], marker, color=color, label=f"{name}: rank {ranks[name]}")
     axes.set(xlabel="number of the singular value", ylabel="singular value")
     axes.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     (first, low), (second, high) = ranks.items()
-    axes.set_title(f"The same entries: rank {low} by {first}, rank {high} by {second}", fontsize=11)
+    headline(figure, f"The same entries: rank {low} by {first}, rank {high} by {second}")
     figure.set_label(
         f"Singular values of one product, by {first} and by {second}: {low} and {high} of them "
         "are above zero."
@@ -415,6 +440,7 @@ def singular_values(spectra: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
+@styled
 def magnitude_share(ranks: Sequence[int], of_lora: Sequence[float], of_model: float) -> Figure:
     """What the magnitudes add, in percent of LoRA's parameters and of the whole model's.
 
@@ -444,12 +470,11 @@ def magnitude_share(ranks: Sequence[int], of_lora: Sequence[float], of_model: fl
     axes.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     axes.set_xticks(places, [str(rank) for rank in ranks])
     axes.set(xlabel="rank", ylabel="percent", ylim=(of_model / 2.5, 3 * max(of_lora)))
-    axes.legend(frameon=False, loc="center right")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(
+    axes.legend(loc="center right")
+    headline(
+        figure,
         f"The same m is {of_model:.3f} % of the model and "
         f"{of_lora[-1]:.3g} to {of_lora[0]:.3g} % of LoRA",
-        fontsize=11,
     )
     figure.set_label(
         f"What the magnitudes add, by rank: {of_model:.4f} percent of the model at every rank; "

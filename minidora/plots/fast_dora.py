@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from minidora.plots.style import ALTERNATIVES, COLORS, new_figure
+from minidora.plots.style import ALTERNATIVES, COLORS, headline, new_figure, rows_only, styled
 
 BENCH_STYLE = {
     "linear": ("frozen nn.Linear", COLORS["base"], "s"),
@@ -21,53 +21,80 @@ BENCH_STYLE = {
 }
 
 
-def bench_ratios(report: Mapping[str, Any]) -> Figure:
-    """Times of `minidora bench layers` as ratios to our LoRA, for a training step and one token."""
-    results = report["results"]
-    works = ("training step", "one token")
-    keys = list(dict.fromkeys((r["features"], r["tokens"], r["rank"]) for r in results))
-    figure = new_figure(8.2, 1.6 + 0.42 * len(keys))
-    worst: dict[str, float] = {}
-    for axes, work in zip(figure.subplots(1, 2, sharey=True), works, strict=True):
-        for contender, (name, color, marker) in BENCH_STYLE.items():
-            rows = [r for r in results if r["work"] == work and r["contender"] == contender]
-            if not rows:
-                continue
-            places = [keys.index((r["features"], r["tokens"], r["rank"])) for r in rows]
-            low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
-            axes.plot(middle, places, marker, color=color, label=name, markeredgecolor="black",
-                      markeredgewidth=0.4)  # fmt: skip
-            axes.hlines(places, low, high, color=color, linewidth=2, zorder=0)
-            worst[f"{work} {contender}"] = max(middle)
-        axes.axvline(1.0, color=COLORS["lora"], linewidth=1.5, label="LoRA, ours")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50, 100]))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel(f"{work}: time / LoRA's")
-        axes.grid(axis="x", which="both", alpha=0.25)
-    axes = figure.axes[0]
-    axes.set_yticks(range(len(keys)), [f"{f} features, {t} tokens, r {r}" for f, t, r in keys])
-    axes.set_ylim(len(keys) - 0.5, -0.5)
-    handles = {
-        label: handle
-        for ax in figure.axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    ours, theirs = worst["training step DoRA"], worst.get("training step PEFT DoRA")
-    what = "Compiled, a" if report["machine"]["mode"] == "compiled" else "A"
-    finding = f"{what} training step of our DoRA takes at most {ours:.2f} times LoRA's"
-    if theirs is not None:
-        finding += f", PEFT's up to {theirs:.1f} times"
-    figure.suptitle(finding, fontsize=11)
+BENCH_SHOWN = {
+    "training step": ("DoRA", "torchtune DoRA", "PEFT DoRA"),
+    "one token": ("DoRA", "DoRA cached", "torchtune DoRA", "PEFT DoRA"),
+}
+"""The contenders that bench_ratios draws; the report holds more."""
+
+
+@styled
+def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figure:
+    """Times of `minidora bench layers` as ratios to our LoRA, a row for each shape.
+
+    Args:
+        report: as bench wrote it.
+        work: "training step", or "one token", where DoRA also keeps g.
+
+    Raises:
+        ValueError: another work, or one that the report does not have.
+    """
+    results = [r for r in report["results"] if r["work"] == work]
+    if work not in BENCH_SHOWN or not results:
+        raise ValueError(f"work must be one of {', '.join(BENCH_SHOWN)}, got {work!r}")
+    shapes = list(dict.fromkeys((r["features"], r["tokens"], r["rank"]) for r in results))
+    middles: dict[str, dict[int, float]] = {}  # contender -> row -> median
+    figure = new_figure(8.2, 1.7 + 0.5 * len(shapes))
+    axes = figure.subplots()
+    shown = [name for name in BENCH_SHOWN[work] if any(r["contender"] == name for r in results)]
+    for k, contender in enumerate(shown):
+        name, color, marker = BENCH_STYLE[contender]
+        rows = [r for r in results if r["contender"] == contender]
+        places = [shapes.index((r["features"], r["tokens"], r["rank"])) for r in rows]
+        low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
+        beside = [place + 0.2 * (k - (len(shown) - 1) / 2) for place in places]
+        axes.hlines(beside, low, high, color=color, lw=2.2)
+        axes.plot(middle, beside, marker, color=color, ms=7, label=name)
+        middles[contender] = dict(zip(places, middle, strict=True))
+    for place in range(1, len(shapes), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", zorder=0)
+    axes.axvline(1.0, color=COLORS["lora"], lw=1.5, label="LoRA, ours")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(f"{work}: time / LoRA's, median and quartiles")
+    axes.set_yticks(range(len(shapes)), [f"{f} features, {t} tokens, r {r}" for f, t, r in shapes])
+    axes.set_ylim(len(shapes) - 0.5, -0.5)
+    rows_only(axes)
+    figure.legend(loc="outside lower center", ncols=5)
+    ours = middles["DoRA"]
+    who = "Compiled, our" if report["machine"]["mode"] == "compiled" else "Our"
+    what = work if work.startswith("one ") else f"a {work}"
+    said = [
+        f"{who} DoRA takes {min(ours.values()):.2f} to {max(ours.values()):.2f} times LoRA's time "
+        f"for {what}"
+    ]
+    for contender in ("torchtune DoRA", "PEFT DoRA"):
+        if theirs := middles.get(contender):
+            both = ours.keys() & theirs.keys()
+            won = sum(theirs[place] < ours[place] for place in both)
+            name = contender.split()[0]
+            said.append(f"{name}'s has the lower median for {won} of {len(both)} shapes")
+    headline(figure, "; ".join(said))
     figure.set_label(
-        f"{finding}. Two panels of ratios to our LoRA on a logarithmic axis, a training step and "
-        f"one token, one row for each of {len(keys)} shapes, quartiles as bars."
+        f"{'; '.join(said)}. Medians with quartiles, in units of our LoRA's time, for "
+        + "; ".join(
+            f"{BENCH_STYLE[name][0]}: {min(rows.values()):.2f} to {max(rows.values()):.2f}"
+            for name, rows in middles.items()
+        )
+        + f". {len(shapes)} shapes."
     )
     return figure
 
 
+@styled
 def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
     """What a training step costs, form by form: FLOPs, bytes held and most bytes alive.
 
@@ -85,18 +112,17 @@ def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
     colors = [COLORS["lora"], *[COLORS["base"]] * (len(costs) - 2), COLORS["dora"]]
     for axes, (label, values, form) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
         bars = axes.barh(range(len(costs)), values, color=colors, height=0.62)
-        axes.bar_label(bars, fmt=f" {form}", fontsize=8.5)
+        axes.bar_label(bars, fmt=f" {form}")
         axes.set(xlabel=label, xlim=(0, 1.28 * max(values)))
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        rows_only(axes)
     axes = figure.axes[0]
-    axes.set_yticks(range(len(costs)), list(costs), fontsize=9)
+    axes.set_yticks(range(len(costs)), list(costs))
     axes.invert_yaxis()
     flops, held, peak = ([values[1], values[-1]] for _, values, _ in panels)
-    figure.suptitle(
+    headline(
+        figure,
         f"From the definition to the layer: FLOPs {flops[0]:.2f} → {flops[1]:.2f} times LoRA's, "
         f"held {held[0]:.1f} → {held[1]:.1f} MiB, peak {peak[0]:.0f} → {peak[1]:.0f} MiB",
-        fontsize=11,
     )
     rows = zip(costs, *(values for _, values, _ in panels), strict=True)
     figure.set_label(
@@ -110,6 +136,7 @@ def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
     return figure
 
 
+@styled
 def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
     """Memory during one training step, operation by operation.
 
@@ -129,17 +156,16 @@ def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
         peaks[name] = max(mib)
         axes.plot(progress, mib, color=color, drawstyle="steps-post", lw=1.8, label=name)
     axes.axvline(1, color=COLORS["base"], lw=1, zorder=0)
-    axes.set_xticks([0.5, 1.5], ["forward pass", "backward pass"])
-    axes.tick_params(axis="x", length=0)
+    axes.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "50", "100 | 0", "50", "100"])
+    axes.set_xlabel("forward pass, then backward pass (% of its operations)")
     axes.set(ylabel="alive (MiB)", xlim=(0, 2), ylim=(0, 1.05 * max(peaks.values())))
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     first, *_, last = peaks
     shown = {first, max(peaks, key=peaks.__getitem__), last}
-    axes.set_title(
+    headline(
+        figure,
         "Most alive at once in a training step: "
         + ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items() if name in shown),
-        fontsize=11,
     )
     figure.set_label(
         "Steps of the memory alive in one forward and backward pass; the most at once is "
@@ -149,6 +175,7 @@ def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
     return figure
 
 
+@styled
 def digits_lost(
     residuals: Sequence[float], errors: Mapping[str, Sequence[float]], expected: Sequence[float]
 ) -> Figure:
@@ -172,15 +199,14 @@ def digits_lost(
     axes.invert_xaxis()
     axes.axhline(1, color="#dddddd", lw=1, zorder=0)
     axes.set(xlabel="what is left of W: ||W + s B A|| / ||W||", ylabel="relative error of the norm")
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     (formula, lost), *_, (ours, kept) = errors.items()
     place = min(range(len(residuals)), key=lambda i: abs(math.log(residuals[i] / 0.01)))
     left = f"{100 * residuals[place]:.2g} %"
-    axes.set_title(
+    headline(
+        figure,
         f"Where {left} of W is left, {formula} is off by {lost[place]:.0e}, "
         f"{ours} by {kept[place]:.0e}",
-        fontsize=11,
     )
     figure.set_label(
         f"Relative error of the norm against what is left of W, both logarithmic. At {left}: "
@@ -192,6 +218,7 @@ def digits_lost(
     return figure
 
 
+@styled
 def roundings(errors: Mapping[str, Mapping[str, float]], counted: Mapping[str, int]) -> Figure:
     """Error of half-precision forms, in units of a plain layer's, beside the root of the roundings.
 
@@ -204,12 +231,12 @@ def roundings(errors: Mapping[str, Mapping[str, float]], counted: Mapping[str, i
     for row, (form, values) in enumerate(errors.items()):
         expected = math.sqrt(counted[form])
         axes.vlines(expected, row - 0.32, row + 0.32, color=COLORS["full"], lw=2)
-        axes.text(expected, row - 0.38, f"√{counted[form]}", ha="center", fontsize=9)
+        axes.text(expected, row - 0.38, f"√{counted[form]}", ha="center")
         styles = zip(values.values(), ALTERNATIVES[1:], "o^s", (0.16, 0, -0.16), strict=False)
         for value, color, marker, offset in styles:
             axes.plot(value, row + offset, marker, color=color, markersize=7)
     axes.axvline(1, color=COLORS["base"], lw=1.2, zorder=0)
-    axes.set_yticks(range(len(errors)), list(errors), fontsize=9)
+    axes.set_yticks(range(len(errors)), list(errors))
     axes.set_ylim(len(errors) - 0.5, -0.75)
     axes.set_xlim(0.95, 2.1)
     axes.set_xlabel("relative RMS error / that of a plain bf16 nn.Linear")
@@ -218,13 +245,12 @@ def roundings(errors: Mapping[str, Mapping[str, float]], counted: Mapping[str, i
         Line2D([], [], color=color, marker=marker, ls="", markersize=7)
         for color, marker in zip(ALTERNATIVES[1 : 1 + len(names)], "o^s", strict=False)
     ]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     worst = {form: max(values.values()) for form, values in errors.items()}
     most, least = max(worst, key=worst.__getitem__), min(worst, key=worst.__getitem__)
-    axes.set_title(
+    headline(
+        figure,
         f"{most}: up to {worst[most]:.2f} times a plain layer's error; {least}: {worst[least]:.2f}",
-        fontsize=11,
     )
     figure.set_label(
         "Error in units of a plain bf16 layer's, beside the root of the number of roundings: "
@@ -256,6 +282,7 @@ def step_flops(in_features: int, out_features: int, rank: int, tokens: int) -> d
     }
 
 
+@styled
 def flops_by_tokens(in_features: int = 4096, out_features: int = 4096, rank: int = 16) -> Figure:
     """FLOPs of a training step, in units of LoRA's, over the number of tokens (step_flops)."""
     tokens = [2**k for k in range(15)]
@@ -281,15 +308,14 @@ def flops_by_tokens(in_features: int = 4096, out_features: int = 4096, rank: int
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter("")
     axes.set(xlabel="tokens in a step", ylabel="FLOPs / LoRA's")
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     place = tokens.index(1024)
     ours, theirs = ratios["DoRA, ours"], ratios["DoRA, PEFT"]
     layer = f"{in_features} → {out_features}, rank {rank}"
-    axes.set_title(
+    headline(
+        figure,
         f"{layer}: the norm adds {100 * (ours[place] - 1):.2g} % to LoRA's step with 1,024 tokens\n"
         f"and makes it {ours[0]:.1f} times as large with one (PEFT {theirs[0]:.1f})",
-        fontsize=11,
     )
     figure.set_label(
         f"FLOPs of a training step in units of LoRA's for a layer {layer}, from 1 to 16,384 tokens,"
@@ -302,6 +328,7 @@ def flops_by_tokens(in_features: int = 4096, out_features: int = 4096, rank: int
     return figure
 
 
+@styled
 def scaling_paper(rows: Mapping[str, Sequence[float]]) -> Figure:
     """Seconds per step of four ways to compute DoRA, in units of PEFT's.
 
@@ -317,15 +344,14 @@ def scaling_paper(rows: Mapping[str, Sequence[float]]) -> Figure:
         values = [seconds[number] / seconds[0] for seconds in rows.values()]
         axes.plot(values, range(len(rows)), marker, color=color, label=name, markersize=7)
     axes.hlines(range(len(rows)), 0.5, 1.0, color="#eeeeee", zorder=0)
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("time of a step / PEFT's")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2)
-    figure.suptitle(
+    figure.legend(loc="outside lower center", ncols=4, handletextpad=0.2)
+    headline(
+        figure,
         f"{min(shares):.0f} to {max(shares):.0f} % of the time saved is saved "
         "by leaving out the identity matrix",
-        fontsize=11,
     )
     figure.set_label(
         "Time of a step in units of PEFT's, for "

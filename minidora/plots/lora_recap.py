@@ -4,14 +4,25 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from minidora.plots.style import ALTERNATIVES, COLORS, MARKERS, NAMES, new_figure
+from minidora.plots.style import (
+    ALTERNATIVES,
+    COLORS,
+    DIVERGING,
+    MARKERS,
+    NAMES,
+    headline,
+    new_figure,
+    styled,
+)
 
 
+@styled
 def low_rank_sum(in_features: int, out_features: int, rank: int) -> Figure:
     """W + s B A as rectangles, drawn to scale, with the number of entries of each."""
     dense, low = out_features * in_features, rank * (in_features + out_features)
@@ -30,16 +41,16 @@ def low_rank_sum(in_features: int, out_features: int, rank: int) -> Figure:
         axes.add_patch(Rectangle(corner, columns, rows, fill=False, edgecolor=color))
         kind = "frozen" if name == "W" else "trained"
         text = f"{name}, {kind}\n({rows}, {columns})\n{rows * columns:,} numbers"
-        axes.text(left + columns / 2, -0.06 * out_features, text, ha="center", va="top", fontsize=9)
+        axes.text(left + columns / 2, -0.06 * out_features, text, ha="center", va="top")
         left += columns + gap
         axes.text(left - gap / 2, out_features / 2, sign, ha="center", va="center", fontsize=14)
     axes.set(xlim=(-gap, left), ylim=(-0.36 * out_features, 1.03 * out_features))
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(
+    headline(
+        figure,
         f"W' = W + s B A: {low:,} trained numbers beside {dense:,} frozen ones "
         f"({100 * low / dense:.3g} %)",
-        fontsize=11,
     )
     figure.set_label(
         f"Rectangles drawn to scale: the frozen W, {out_features} by {in_features}, plus s times "
@@ -49,6 +60,54 @@ def low_rank_sum(in_features: int, out_features: int, rank: int) -> Figure:
     return figure
 
 
+@styled
+def full_or_lora(in_features: int, out_features: int, rank: int) -> Figure:
+    """What is trained in full fine-tuning and in LoRA: one weight drawn to scale, twice."""
+    dense, low = out_features * in_features, rank * (in_features + out_features)
+    figure = new_figure(8.4, 2.9)
+    full, lora = figure.subplots(1, 2, width_ratios=(1, 2))
+    gap = 0.16 * in_features
+    full.set_xlim(-gap, in_features + gap)
+    lora.set_xlim(-gap, 2 * in_features + rank + 3 * gap)
+    for axes in (full, lora):
+        axes.set(ylim=(-0.35 * out_features, 1.03 * out_features), aspect="equal")
+        axes.axis("off")
+
+    def block(
+        axes: Axes, left: float, bottom: float, columns: int, rows: int, color: str, hatch: str = ""
+    ) -> None:
+        axes.add_patch(Rectangle((left, bottom), columns, rows, fc=color, alpha=0.4))
+        axes.add_patch(Rectangle((left, bottom), columns, rows, fill=False, ec=color, hatch=hatch))
+
+    def under(axes: Axes, left: float, text: str) -> None:
+        axes.text(left, -0.06 * out_features, text, ha="center", va="top")
+
+    block(full, 0, 0, in_features, out_features, COLORS["full"], "//")
+    under(full, in_features / 2, f"W, all of it trained\n{dense:,} numbers")
+    full.set_title("full fine-tuning: W becomes W'")
+    block(lora, 0, 0, in_features, out_features, COLORS["base"])
+    block(lora, in_features + gap, 0, rank, out_features, COLORS["lora"], "//")
+    middle = (out_features - rank) / 2
+    block(lora, in_features + rank + 2 * gap, middle, in_features, rank, COLORS["lora"], "//")
+    lora.text(in_features + gap / 2, out_features / 2, "+", ha="center", va="center", fontsize=12)
+    under(lora, in_features / 2, f"W, frozen\n{dense:,} numbers")
+    under(lora, 1.5 * in_features + rank + gap, f"B and A, trained\n{low:,} numbers")
+    lora.set_title("LoRA: W' = W + s B A")
+    headline(
+        figure,
+        f"Full fine-tuning trains {dense:,} numbers of this layer, LoRA of rank {rank} trains "
+        f"{low:,} ({100 * low / dense:.3g} %)",
+    )
+    figure.set_label(
+        f"Two panels drawn to scale. Left, full fine-tuning: one rectangle W, {out_features} by "
+        f"{in_features}, all {dense:,} numbers trained. Right, LoRA: W is frozen; a tall rectangle "
+        f"B, {out_features} by {rank}, and a wide one A, {rank} by {in_features}, are trained, "
+        f"{low:,} numbers."
+    )
+    return figure
+
+
+@styled
 def gradient_norms(norms_a: Sequence[float], norms_b: Sequence[float]) -> Figure:
     """Norm of the gradient of A and of B before each step, from the start on."""
     figure = new_figure(7.0, 3.4)
@@ -61,13 +120,12 @@ def gradient_norms(norms_a: Sequence[float], norms_b: Sequence[float]) -> Figure
     axes.set(xlabel="steps taken", ylabel="norm of the gradient")
     axes.set_xticks(range(0, len(norms_a), max(1, len(norms_a) // 10)))
     axes.set_ylim(bottom=-0.04 * max(*norms_a, *norms_b))
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     if norms_a[0] == 0.0 < norms_b[0]:
         title = "At the start only B has a gradient; A gets one as soon as B has moved"
     else:
         title = f"At the start: norm {norms_a[0]:.3g} for A, {norms_b[0]:.3g} for B"
-    axes.set_title(title, fontsize=11)
+    headline(figure, title)
     figure.set_label(
         f"Norms of the gradients over {len(norms_a)} steps. At the start A's is {norms_a[0]:.3g} "
         f"and B's is {norms_b[0]:.3g}; at the end A's is {norms_a[-1]:.3g} and B's "
@@ -76,6 +134,7 @@ def gradient_norms(norms_a: Sequence[float], norms_b: Sequence[float]) -> Figure
     return figure
 
 
+@styled
 def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     """The update of one weight by full fine-tuning and by LoRA: entries and singular values.
 
@@ -92,8 +151,9 @@ def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     *heats, axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.9))
     for heat, (name, update) in zip(heats, updates.items(), strict=True):
         limit = float(update.abs().quantile(0.99))
-        heat.imshow(update.numpy(), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-        heat.set_title(f"{NAMES[name]}\n(colours to ±{limit:.2g})", fontsize=9.5)
+        image = heat.imshow(update.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+        figure.colorbar(image, ax=heat, location="bottom", label="entry", extend="both")
+        heat.set_title(NAMES[name])
         heat.set(xlabel="input", xticks=[], yticks=[])
         axes.semilogy(
             range(1, ranks[name] + 1),
@@ -106,12 +166,11 @@ def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     heats[0].set_ylabel("output")
     axes.set(xlabel="number of the singular value", ylabel="singular value of the update")
     axes.set_xlim(0, len(spectra["full"]) + 1)
-    axes.legend(frameon=False, loc="upper right")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
+    axes.legend(loc="upper right")
+    headline(
+        figure,
         f"LoRA's update has rank {rank}; the {rank} largest directions of the full update hold "
         f"{100 * share:.0f} % of it",
-        fontsize=11,
     )
     figure.set_label(
         "Heat maps of the update of one weight by full fine-tuning and by LoRA, and their singular "
@@ -121,6 +180,7 @@ def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     return figure
 
 
+@styled
 def scaling_rules(
     ranks: Sequence[int], progress: Mapping[str, Mapping[str, Sequence[float]]], reference: int
 ) -> Figure:
@@ -145,12 +205,11 @@ def scaling_rules(
         axes.minorticks_off()
         axes.set_xlabel("rank")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_title(optimizer, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(optimizer)
     panels[0].set_ylabel(f"loss removed by the first step\n(1 = at rank {reference})")
-    panels[0].legend(frameon=False, fontsize=9)
+    panels[0].legend()
     findings = ", ".join(f"with {rule} under {name}" for name, rule in flattest.items())
-    figure.suptitle(f"The first step depends least on the rank {findings}", fontsize=11)
+    headline(figure, f"The first step depends least on the rank {findings}")
     figure.set_label(
         f"Loss removed by the first step against the rank, relative to rank {reference}. "
         + " ".join(
@@ -163,6 +222,7 @@ def scaling_rules(
     return figure
 
 
+@styled
 def initial_scale(
     widths: Sequence[int],
     first_step: Mapping[str, Sequence[float]],
@@ -195,7 +255,7 @@ def initial_scale(
     left.minorticks_off()
     left.yaxis.set_major_formatter("{x:g}")
     left.set(xlabel="inputs of the layer", ylabel="update after one step (% of W)")
-    left.set_title("first step of Adam, same learning rate", fontsize=10)
+    left.set_title("first step of Adam, same learning rate")
     right.set(xscale="log", yscale="log", xlabel="learning rate")
     right.set_ylabel("loss on new images (nats)")
     right.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
@@ -204,24 +264,20 @@ def initial_scale(
     right.minorticks_off()
     right.set_title(
         f"after training: mean ± standard error, {len(next(iter(losses.values())))} seeds",
-        fontsize=10,
     )
     handles = [Line2D([], [], color=c, marker=m, markersize=5) for c, m in styles.values()]
-    figure.legend(handles, list(styles), loc="outside lower center", ncols=4, frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    small, large = (f(first_step, key=lambda name: first_step[name][-1]) for f in (min, max))
-    if best[large] < best[small]:
-        finding = (
-            "A larger random factor acts like a larger learning rate: "
-            f"best at {best[small]:g} for {small}, at {best[large]:g} for {large}"
-        )
-    else:
-        finding = (
-            "A larger random factor makes a larger first step; "
-            f"best learning rate {best[small]:g} for {small}, {best[large]:g} for {large}"
-        )
-    figure.suptitle(finding, fontsize=11)
+    figure.legend(handles, list(styles), loc="outside lower center", ncols=4)
+    rising = sorted(first_step, key=lambda name: first_step[name][-1])
+    rates = [best[name] for name in rising]
+    at = ", ".join(f"{best[name]:g} for {name}" for name in rising)
+    steps = zip(*(first_step[name] for name in rising), strict=True)  # at each width
+    larger = all(list(row) == sorted(row) for row in steps)
+    finding = f"The best learning rate is {at}"
+    if larger and rates == sorted(rates, reverse=True):
+        falls = rates[-1] < rates[0]
+        effect = "acts like a larger learning rate:" if falls else "takes a larger first step;"
+        finding = f"A larger random factor {effect} best at {at}"
+    headline(figure, finding)
     figure.set_label(
         "Left: size of the update after one Adam step against the number of inputs: "
         + ", ".join(
@@ -236,6 +292,7 @@ def initial_scale(
     return figure
 
 
+@styled
 def trained_share(shapes: Sequence[tuple[int, int]], rank: int) -> Figure:
     """LoRA's parameters in percent of the layer's weights, against the rank.
 
@@ -265,15 +322,12 @@ def trained_share(shapes: Sequence[tuple[int, int]], rank: int) -> Figure:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(
         title="in → out: break-even rank",
-        frameon=False,
-        fontsize=9,
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
     )
-    axes.spines[["top", "right"]].set_visible(False)
     said = [f"{share:.3g} % of a layer {name}" for name, share in shares.items()]
     ends = said if len(said) == 1 else [said[0], said[-1]]
-    axes.set_title(f"Rank {rank} trains {' but '.join(ends)}", fontsize=11)
+    headline(figure, f"Rank {rank} trains {' but '.join(ends)}")
     figure.set_label(
         f"Trained share of a layer against the rank, straight lines through 100 percent at the "
         f"break-even rank. At rank {rank}: {', '.join(said)}."
@@ -281,6 +335,7 @@ def trained_share(shapes: Sequence[tuple[int, int]], rank: int) -> Figure:
     return figure
 
 
+@styled
 def merge_rounding(sizes: Sequence[float], lost: Mapping[str, Sequence[float]]) -> Figure:
     """How much of an update is lost when W + s B A is rounded to the dtype of W.
 
@@ -295,17 +350,16 @@ def merge_rounding(sizes: Sequence[float], lost: Mapping[str, Sequence[float]]) 
     axes.axhline(100, color="#dddddd", linewidth=0.8, zorder=0)
     axes.set(xlabel="size of the update (% of ‖W‖)", ylabel="part of the update lost (%)")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     one = min(range(len(sizes)), key=lambda k: abs(math.log(sizes[k])))
     found = ", ".join(f"{values[one]:.2g} % in {dtype}" for dtype, values in lost.items())
     worst = max(lost, key=lambda dtype: lost[dtype][one])
-    axes.set_title(
+    headline(
+        figure,
         f"Merged in {worst}, an update of {sizes[one]:.2g} % of W loses {lost[worst][one]:.2g} %",
-        fontsize=11,
     )
     figure.set_label(
         f"Part of the update lost by rounding, against the size of the update. At "
-        f"{sizes[one]:.2g} percent of W: {found}. Smaller updates lose more."
+        f"{sizes[one]:.2g} percent of W: {found}."
     )
     return figure

@@ -1,6 +1,7 @@
 """A whole model, trained and compared: the figures of lesson 4."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,11 +11,22 @@ from torch import Tensor
 
 from minidora.data import Images, shift
 from minidora.experiment import Comparison, detectable_difference, mean_and_error, seeds_to_detect
-from minidora.plots.style import COLORS, MARKERS, NAMES, new_figure
+from minidora.plots.style import (
+    COLORS,
+    MARKERS,
+    NAMES,
+    boxed,
+    headline,
+    listed,
+    new_figure,
+    rows_only,
+    styled,
+)
 
 WRONG = "#D55E00"
 
 
+@styled
 def shifted_digits(images: Images, name: str, before: Tensor, after: Tensor) -> Figure:
     """Images as the base was pretrained on them and after a shift, with what the base reads.
 
@@ -29,20 +41,20 @@ def shifted_digits(images: Images, name: str, before: Tensor, after: Tensor) -> 
     for row, (title, (seen, answers)) in enumerate(rows.items()):
         for column in range(8):
             axes = grid[row, column]
-            axes.imshow(seen.pictures[column], cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(seen.pictures[column].numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
+            boxed(axes)
             right = answers[column] == seen.y[column]
             axes.set_title(
                 f"reads {answers[column]}" + ("" if right else " ✗"),
-                fontsize=9,
                 color="black" if right else WRONG,
             )
-        grid[row, 0].set_ylabel(title, fontsize=9)
+        grid[row, 0].set_ylabel(title)
     score = [100 * float((answers == images.y).double().mean()) for answers in (before, after)]
-    figure.suptitle(
+    headline(
+        figure,
         f"The base reads {score[0]:.0f} % of {len(images)} images, after the {name} "
         f"{score[1]:.0f} %",
-        fontsize=11,
     )
     figure.set_label(
         f"Eight digits of 8 by 8 pixels and the same after the {name}, each with the base's "
@@ -52,10 +64,12 @@ def shifted_digits(images: Images, name: str, before: Tensor, after: Tensor) -> 
     return figure
 
 
+@styled
 def learning_rate_curves(comparison: Comparison) -> Figure:
     """Validation accuracy against the learning rate, the mean over the seeds and its error.
 
-    Drawn are the rates that were tried on every seed; a ring marks each seed's choice.
+    Lines join the rates that were tried on every seed; a ring is one seed's choice, which may be
+    another than that of the mean.
     """
     figure = new_figure(7.4, 4.0)
     axes = figure.subplots()
@@ -64,16 +78,20 @@ def learning_rate_curves(comparison: Comparison) -> Figure:
         rates = sorted(set.intersection(*(set(result.validation) for result in results)))
         points = [mean_and_error([r.validation[rate] for r in results]) for rate in rates]
         best[name] = max(zip(points, rates, strict=True))[1]
+        beside = 1.02 ** (k - 1.5)  # else they hide one another
         axes.errorbar(
-            [rate * 1.02 ** (k - 1.5) for rate in rates],  # beside one another
+            [rate * beside for rate in rates],
             [mean for mean, _ in points],
             [error for _, error in points],
             marker=MARKERS[k % len(MARKERS)],
             color=COLORS[name],
             markersize=5,
             capsize=2,
-            label=f"{NAMES[name]}: best at {best[name]:g}",
+            label=f"{NAMES[name]}: mean best at {best[name]:g}",
         )
+        chosen = [(r.learning_rate * beside, r.validation[r.learning_rate]) for r in results]
+        axes.plot(*zip(*chosen, strict=True), "o", mfc="none", ms=8, alpha=0.6, color=COLORS[name])
+    axes.plot([], [], "o", mfc="none", ms=8, color="#555555", label="one seed's choice")
     axes.set(xscale="log", xlabel="learning rate of Adam", ylabel="validation accuracy (%)")
     ticks = sorted(
         {rate for rows in comparison.results.values() for r in rows for rate in r.validation}
@@ -81,15 +99,12 @@ def learning_rate_curves(comparison: Comparison) -> Figure:
     shown = [t for t in ticks if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
     axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    same = len(set(best.values())) == 1
-    axes.set_title(
-        f"The best mean lies at {next(iter(best.values())):g} for all methods"
-        if same
-        else "Where the best learning rate lies depends on the method",
-        fontsize=11,
-    )
+    axes.legend()
+    by_rate: dict[float, list[str]] = {}
+    for name, rate in best.items():
+        by_rate.setdefault(rate, []).append(NAMES[name])
+    found = " and at ".join(f"{rate:g} for {listed(names)}" for rate, names in by_rate.items())
+    headline(figure, f"The mean validation accuracy is best at {found}")
     said = ", ".join(f"{NAMES[name]} at {rate:g}" for name, rate in best.items())
     figure.set_label(
         f"Validation accuracy against the learning rate, mean of {len(comparison.seeds)} seeds "
@@ -98,6 +113,7 @@ def learning_rate_curves(comparison: Comparison) -> Figure:
     return figure
 
 
+@styled
 def training_curves(comparison: Comparison) -> Figure:
     """Loss on the training and the validation images of the first seed's chosen runs, by epoch.
 
@@ -117,16 +133,15 @@ def training_curves(comparison: Comparison) -> Figure:
         final[name] = history.epochs[-1].train_loss
         lowest[name] = min(validation)
     left.set(yscale="log", ylabel="loss (nats, log scale)")
-    left.set_title("training images", fontsize=10)
+    left.set_title("training images")
     right.set(yscale="log", yticks=[0.1, 0.2, 0.5, 1, 2, 5])
-    right.set_title("validation images (○ epoch kept)", fontsize=10)
+    right.set_title("validation images (○ epoch kept)")
     right.set_ylim(min(lowest.values()) / 1.3)
     for axes in (left, right):
         axes.set(xlabel="epoch")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=9)
+    right.legend()
     said = ", ".join(f"{NAMES[name]} {number}" for name, number in kept.items())
     closest = [NAMES[min(losses, key=losses.__getitem__)] for losses in (final, lowest)]
     finding = f"{closest[0]} fits training and validation images closest"
@@ -134,7 +149,7 @@ def training_curves(comparison: Comparison) -> Figure:
         finding = (
             f"{closest[0]} fits the training images closest, {closest[1]} the validation images"
         )
-    figure.suptitle(f"Seed {comparison.seeds[0]}: {finding}", fontsize=11)
+    headline(figure, f"Seed {comparison.seeds[0]}: {finding}")
     figure.set_label(
         f"Loss by epoch on training and validation images, seed {comparison.seeds[0]}. Epochs "
         f"kept: {said}."
@@ -142,6 +157,7 @@ def training_curves(comparison: Comparison) -> Figure:
     return figure
 
 
+@styled
 def paired_differences(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Figure:
     """Differences in test accuracy, seed by seed, their 95 % interval, and what was detectable."""
     figure = new_figure(7.6, 1.3 + 0.62 * len(pairs))
@@ -155,34 +171,38 @@ def paired_differences(comparison: Comparison, pairs: Sequence[tuple[str, str]])
         color = COLORS[first]
         axes.plot([d.low, d.high], [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
         axes.plot(d.mean, row, "D", color=color, markersize=7)
-        axes.text(
-            1.01, row, d.verdict, transform=axes.get_yaxis_transform(), va="center", fontsize=9
-        )
+        axes.text(1.01, row, d.verdict, transform=axes.get_yaxis_transform(), va="center")
         said.append(
             f"{NAMES[first]} minus {NAMES[second]}: {d.low:.1f} to {d.high:.1f}, {d.verdict}"
         )
     axes.axvline(0, color="black", linewidth=0.8)
     names = [f"{NAMES[first]}\nminus {NAMES[second]}" for first, second in pairs]
-    axes.set_yticks(range(len(pairs)), names, fontsize=9)
+    axes.set_yticks(range(len(pairs)), names)
     axes.invert_yaxis()
     axes.set_xlabel("difference in test accuracy (percentage points)")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    rows_only(axes)
     handles: list[Any] = [
         Line2D([], [], marker="o", color="#777777", linestyle="", markersize=4, label="one seed"),
         Line2D([], [], marker="D", color="#333333", linewidth=2.4, label="mean, 95 % interval"),
         Patch(color="#eeeeee", label="too small to detect (power 80 %)"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     found = sum("detected" not in line for line in said)
-    axes.set_title(
+    headline(
+        figure,
         f"{found} of {len(pairs)} differences are detected with {len(comparison.seeds)} seeds",
-        fontsize=11,
     )
     figure.set_label("Paired differences in percentage points. " + "; ".join(said) + ".")
     return figure
 
 
+@cache
+def _detectable(seeds: int) -> float:
+    """detectable_difference in standard errors, to which it is proportional."""
+    return detectable_difference(1.0, seeds)
+
+
+@styled
 def seeds_needed(spread: float, reported: Mapping[str, float] | None = None) -> Figure:
     """The smallest difference that a paired t test detects, against the number of seeds.
 
@@ -194,28 +214,27 @@ def seeds_needed(spread: float, reported: Mapping[str, float] | None = None) -> 
     figure = new_figure(7.6, 3.9)
     axes = figure.subplots()
     counts = [2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 80, 130, 200, 300, 500]
-    detectable = [detectable_difference(spread / n**0.5, n) for n in counts]
+    detectable = [spread / n**0.5 * _detectable(n) for n in counts]
     axes.loglog(counts, detectable, "o-", color=COLORS["dora"], markersize=4)
     needed = {name: seeds_to_detect(level, spread) for name, level in reported.items()}
     for name, level in reported.items():
         axes.axhline(level, color="#555555", linewidth=1, linestyle="--", zorder=0)
         label = f"{name}: {level:g} points, {needed[name]} seeds"
         if needed[name] < 20:  # then the curve is below the level on the right, else above it left
-            axes.text(counts[-1], level * 1.03, label, ha="right", va="bottom", fontsize=9)
+            axes.text(counts[-1], level * 1.03, label, ha="right", va="bottom")
         else:
-            axes.text(counts[0], level / 1.06, label, ha="left", va="top", fontsize=9)
+            axes.text(counts[0], level / 1.06, label, ha="left", va="top")
     axes.set(xlabel="seeds", ylabel="smallest difference detected\n(percentage points)")
     axes.set_xticks(
         [2, 5, 10, 20, 50, 100, 200, 500], ["2", "5", "10", "20", "50", "100", "200", "500"]
     )
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(bottom=0.8 * min([detectable[-1], *reported.values()]))
+    axes.set_ylim(bottom=0.65 * min([detectable[-1], *reported.values()]))
     axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
     five = detectable[counts.index(5)]
-    axes.set_title(
+    headline(
+        figure,
         f"With a spread of {spread:.2g} points, 5 seeds detect {five:.2g} points and more",
-        fontsize=11,
     )
     said = "".join(
         f" {name} ({level:g} points) takes {needed[name]} seeds."
@@ -228,6 +247,7 @@ def seeds_needed(spread: float, reported: Mapping[str, float] | None = None) -> 
     return figure
 
 
+@styled
 def accuracy_and_bytes(comparison: Comparison) -> Figure:
     """Test accuracy of every seed, and the bytes of training state, method by method."""
     figure = new_figure(7.6, 3.6)
@@ -244,21 +264,18 @@ def accuracy_and_bytes(comparison: Comparison) -> Figure:
     sizes = [comparison.results[name][0].state_bytes for name in names]
     right.bar(range(len(names)), [s / 1000 for s in sizes], color=[COLORS[n] for n in names])
     for k, size in enumerate(sizes):
-        right.text(k, size / 1000, f"{size / 1000:.0f}", ha="center", va="bottom", fontsize=9)
+        right.text(k, size / 1000, f"{size / 1000:.0f}", ha="center", va="bottom")
     right.set(ylabel="kB (1000 bytes)", title="training state")
     for axes in (left, right):
-        axes.title.set_fontsize(9)
-        axes.set_xticks(
-            range(len(names)), [NAMES[n].replace(" ", "\n", 1) for n in names], fontsize=8
-        )
+        axes.set_xticks(range(len(names)), [NAMES[n].replace(" ", "\n", 1) for n in names])
         axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.spines[["top", "right"]].set_visible(False)
     base = sum(comparison.shifted) / len(comparison.shifted)
     means = {name: sum(v) / len(v) for name, v in zip(names, accuracies, strict=True)}
-    figure.suptitle(
-        f"{comparison.shift}: from {base:.0f} % to "
-        + ", ".join(f"{mean:.1f} % ({NAMES[name]})" for name, mean in means.items()),
-        fontsize=10,
+    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    headline(
+        figure,
+        f"After the {comparison.shift} the base reads {base:.0f} %; adapted, it reads "
+        f"{means[least]:.1f} % ({NAMES[least]}) to {means[most]:.1f} % ({NAMES[most]})",
     )
     figure.set_label(
         f"Test accuracy after the {comparison.shift}, over {len(comparison.seeds)} seeds; the "

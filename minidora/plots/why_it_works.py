@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,9 +12,19 @@ from torch import Tensor
 
 from minidora.experiment import Difference, mean_and_error
 from minidora.geometry import Correlation, Dot
-from minidora.plots.style import COLORS, NAMES, new_figure, one_line
+from minidora.plots.style import (
+    COLORS,
+    NAMES,
+    headline,
+    listed,
+    new_figure,
+    one_line,
+    rows_only,
+    styled,
+)
 
 
+@styled
 def pretraining_curve(curve: Mapping[str, Any]) -> Figure:
     """The training loss of the checkpoint's pretraining, and its loss on text it has not seen."""
     figure = new_figure(6.4, 3.2)
@@ -26,75 +35,117 @@ def pretraining_curve(curve: Mapping[str, Any]) -> Figure:
     axes.axhline(held_out, color=COLORS["base"], ls="--", lw=1.2, label="unseen pages, at the end")
     axes.axhline(math.log(96), color=COLORS["base"], ls=":", lw=1.2, label="guessing, ln 96")
     axes.set(xlabel="step", ylabel="loss (nats per character)", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     finding = (
         f"Pretraining: from {curve['losses'][0]:.1f} to {held_out:.2f} nats per character "
         f"in {curve['steps']:,} steps"
     )
-    axes.set_title(finding, fontsize=10)
+    headline(figure, finding)
     figure.set_label(f"Loss against step. {finding}; guessing among 96 characters has 4.56.")
     return figure
 
 
-def movement(groups: Mapping[str, Sequence[Dot]], upto: int | None = None) -> Figure:
-    """Figure 2: change in magnitude against change in direction, a panel for each method.
+@styled
+def paper_slopes(correlations: Mapping[str, float]) -> Figure:
+    """What figure 2 of the paper claims, schematically: a line of the sign and size of each r.
 
     Args:
-        groups: {method: dots of one run}. Colours are layers, first to last from dark to light;
-            the line of a layer is its path through the steps.
-        upto: draw no step after this one; the axes stay those of all steps.
+        correlations: {method: r}, as reported.
     """
-    figure = new_figure(8.4, 3.2)
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    correlations = []
-    for axes, (name, dots) in zip(panels, groups.items(), strict=True):
-        layers = list(dict.fromkeys(dot.layer for dot in dots))
-        shown = [dot for dot in dots if upto is None or dot.step <= upto]
-        for place, layer in enumerate(layers):
-            path = [dot for dot in shown if dot.layer == layer]
-            axes.plot(
-                [dot.delta_direction for dot in path],
-                [dot.delta_magnitude for dot in path],
-                "o-", ms=3.5, lw=0.7, color=colormaps["viridis"](place / max(1, len(layers) - 1)),
-            )  # fmt: skip
-        axes.set_xlim(0, 1.08 * max(dot.delta_direction for dot in dots))
-        axes.set_ylim(0, 1.08 * max(dot.delta_magnitude for dot in dots))
-        r = _correlation(shown)
-        correlations.append(f"{NAMES[name]} {r:+.2f}")
-        axes.set_title(f"{NAMES[name]}, r = {r:+.2f}", fontsize=9.5, color=COLORS[name])
-        axes.set_xlabel("ΔD, 1 - cosine", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("ΔM, norm", fontsize=9)
-    last = max(dot.step for dots in groups.values() for dot in dots if upto in (None, dot.step))
-    turned = {
-        name: fmean(dot.delta_direction for dot in dots if dot.step == last)
-        for name, dots in groups.items()
-    }
-    finding = f"Step {last}, mean ΔD: " + ", ".join(
-        f"{NAMES[name]} {value:.2g}" for name, value in turned.items()
-    )
-    figure.suptitle(f"{finding}; the axes differ", fontsize=10)
+    figure = new_figure(7.6, 2.9)
+    panels = figure.subplots(1, len(correlations), sharey=True, squeeze=False)[0]
+    for axes, (name, r) in zip(panels, correlations.items(), strict=True):
+        axes.plot([0.1, 0.9], [0.5 - 0.4 * r, 0.5 + 0.4 * r], color=COLORS[name], lw=3)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], xlabel="change in direction, ΔD")
+        axes.set_title(f"{NAMES[name]}, r = {r:+.2f}", color=COLORS[name])
+    panels[0].set_ylabel("change in magnitude, ΔM")
+    falls = [NAMES[name] for name, r in correlations.items() if r < 0]
+    rises = [NAMES[name] for name, r in correlations.items() if r > 0]
+    claims = [f"rises with ΔD in {listed(rises)}"] if rises else []
+    claims += [f"falls in {listed(falls)}"] if falls else []
+    finding = f"The paper's claim: ΔM {', '.join(claims)}"
+    headline(figure, finding)
     figure.set_label(
-        f"Change in magnitude against change in direction, one path for each layer. {finding}. "
-        f"Correlations: {', '.join(correlations)}."
+        f"A sketch without data: one line for each method, its slope the paper's correlation. "
+        f"{finding}. r: "
+        + ", ".join(f"{NAMES[name]} {r:+.2f}" for name, r in correlations.items())
+        + "."
     )
     return figure
 
 
-def _correlation(dots: Sequence[Dot]) -> float:
-    pairs = torch.tensor([[dot.delta_direction, dot.delta_magnitude] for dot in dots])
-    return float(torch.corrcoef(pairs.double().T)[0, 1])
+@styled
+def movement(groups: Mapping[str, Sequence[Dot]], upto: int | None = None) -> Figure:
+    """Figure 2: change in magnitude against change in direction, a panel for each method.
+
+    Args:
+        groups: {method: dots of one run}. The line of a layer is its path through the steps; the
+            dashed one is fitted to all dots by least squares.
+        upto: draw no step after this one; the axes stay those of all steps.
+    """
+    figure = new_figure(8.4, 3.5)
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    correlations = {}
+    layers = list(dict.fromkeys(dot.layer for dots in groups.values() for dot in dots))
+    shades = colormaps["viridis"]
+    styles: dict[str, dict[str, Any]] = {  # up to green: yellow cannot be seen on white
+        layer: {"color": shades(0.75 * k / max(1, len(layers) - 1)), "marker": "os^Dv<>P"[k % 8]}
+        for k, layer in enumerate(layers)
+    }
+    for axes, (name, dots) in zip(panels, groups.items(), strict=True):
+        shown = [dot for dot in dots if upto is None or dot.step <= upto]
+        for layer, style in styles.items():
+            path = [dot for dot in shown if dot.layer == layer]
+            turned = [dot.delta_direction for dot in path]
+            axes.plot(turned, [dot.delta_magnitude for dot in path], ms=4, lw=0.8, **style)
+        x = torch.tensor([dot.delta_direction for dot in shown], dtype=torch.float64)
+        y = torch.tensor([dot.delta_magnitude for dot in shown], dtype=torch.float64)
+        correlations[name] = r = float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+        slope = r * float(y.std() / x.std())
+        if math.isfinite(slope):
+            ends = [float(x.min()), float(x.max())]
+            fitted = [float(y.mean() + slope * (end - x.mean())) for end in ends]
+            axes.plot(ends, fitted, "--", color="black", lw=1.4)
+        axes.set_xlim(0, 1.08 * max(dot.delta_direction for dot in dots))
+        axes.set_ylim(0, 1.08 * max(dot.delta_magnitude for dot in dots))
+        axes.set_title(f"{NAMES[name]}, r = {r:+.2f}", color=COLORS[name])
+        axes.set_xlabel("ΔD, 1 - cosine")
+    panels[0].set_ylabel("ΔM, norm")
+    handles = [Line2D([], [], ms=4, lw=0.8, label=_block(name), **s) for name, s in styles.items()]
+    handles.append(Line2D([], [], ls="--", color="black", lw=1.4, label="fitted line"))
+    figure.legend(handles=handles, ncols=4, loc="outside lower center")
+    last = max(dot.step for dots in groups.values() for dot in dots if upto is None or
+               dot.step <= upto)  # fmt: skip
+    signs = {
+        "rises with ΔD": [NAMES[name] for name, r in correlations.items() if r > 0],
+        "falls": [NAMES[name] for name, r in correlations.items() if r < 0],
+    }
+    said = ", ".join(f"{sign} in {listed(names)}" for sign, names in signs.items() if names)
+    finding = f"Up to step {last}, ΔM {said}" if said else f"Up to step {last}, no r is defined"
+    headline(figure, f"{finding} (the axes differ)")
+    figure.set_label(
+        f"Change in magnitude against change in direction, one path for each layer and one fitted "
+        f"line for each method. {finding}. Correlations: "
+        + ", ".join(f"{NAMES[name]} {r:+.2f}" for name, r in correlations.items())
+        + "."
+    )
+    return figure
 
 
+def _block(layer: str) -> str:
+    """The number of a layer's block, or its whole name."""
+    parts = layer.split(".")
+    return f"block {parts[1]}" if parts[0] == "blocks" and len(parts) > 1 else layer
+
+
+@styled
 def pythagoras(rows: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """How much longer each row got, against what a turn by an orthogonal update would make of it.
 
     Args:
         rows: {method: (length now / length before, 1 / cos)}, a number a row.
     """
-    figure = new_figure(8.4, 3.1)
+    figure = new_figure(8.4, 3.4)
     panels = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]
     means = {}
     for axes, (name, (ratio, predicted)) in zip(panels, rows.items(), strict=True):
@@ -103,16 +154,16 @@ def pythagoras(rows: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         axes.plot([1, limit], [1, limit], color="#666666", lw=1, ls="--")
         axes.axhline(1, color="#cccccc", lw=0.8, zorder=0)
         means[name] = float(ratio.mean())
-        axes.set_title(f"{NAMES[name]}, mean {means[name]:.3f}", fontsize=9.5, color=COLORS[name])
-        axes.set_xlabel("1 / cos of the turn", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("length now / before", fontsize=9)
+        axes.set_title(f"{NAMES[name]}, mean {means[name]:.3f}", color=COLORS[name])
+        axes.set_xlabel("1 / cos of the turn")
+    panels[0].set_ylabel("length now / before")
     longer = {name: 100 * float((ratio > 1).double().mean()) for name, (ratio, _) in rows.items()}
     finding = "Rows that got longer: " + ", ".join(
         f"{NAMES[name]} {share:.0f} %" for name, share in longer.items()
     )
-    figure.suptitle(f"{finding}; dashed: the update is orthogonal to the row", fontsize=10)
+    dashed = [Line2D([], [], color="#666666", lw=1, ls="--")]
+    figure.legend(dashed, ["if the update is orthogonal to the row"], loc="outside lower center")
+    headline(figure, finding)
     figure.set_label(
         "Length of each row now over before, against 1 / cos of its turn; a dashed line shows "
         f"where an orthogonal update puts it. {finding}. Mean ratios: "
@@ -122,6 +173,7 @@ def pythagoras(rows: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
+@styled
 def correlation_strip(
     seeds: Mapping[str, Mapping[int, float]],
     pooled: Mapping[str, Correlation],
@@ -145,11 +197,11 @@ def correlation_strip(
         Line2D([], [], marker="o", color="k", lw=2, label="95 % over seeds and layers"),
         Line2D([], [], ls="", marker="D", mfc="white", mec="k", label="the paper"),
     ]
-    figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="outside lower center")
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(handles=handles, ncols=3, loc="outside lower center")
+    rows_only(axes)
     ours = ", ".join(f"{NAMES[name]} {pooled[name].r:+.2f}" for name in seeds)
     theirs = ", ".join(f"{paper[name]:+.2f}" for name in seeds)
-    axes.set_title(f"Pooled r: {ours};\nthe paper has {theirs}", fontsize=9.5)
+    headline(figure, f"Pooled r: {ours};\nthe paper has {theirs}")
     figure.set_label(
         "Correlation of change in direction and in magnitude, seed by seed. "
         + " ".join(
@@ -162,6 +214,7 @@ def correlation_strip(
     return figure
 
 
+@styled
 def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> Figure:
     """What changes the correlations: a row for each way to compute them, methods in colours."""
     figure = new_figure(7.6, 1.3 + 0.36 * len(variants))
@@ -175,15 +228,15 @@ def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> F
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0)
     axes.axvline(0, color="#999999", lw=0.8)
-    axes.set_yticks(range(len(variants)), list(variants), fontsize=9)
+    axes.set_yticks(range(len(variants)), list(variants))
     axes.set(xlim=(-1.02, 1.02), ylim=(len(variants) - 0.5, -0.5))
     axes.set_xlabel("correlation of ΔD and ΔM, 95 % interval over seeds and layers")
     handles = [Line2D([], [], marker="o", color=COLORS[m], label=NAMES[m]) for m in methods]
-    figure.legend(handles=handles, frameon=False, fontsize=8.5, ncols=3, loc="outside lower center")
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(handles=handles, ncols=3, loc="outside lower center")
+    rows_only(axes)
     signs = {name: [f[name].r > 0 for f in variants.values()] for name in methods}
     text = ", ".join(f"{sum(above)} ({NAMES[name]})" for name, above in signs.items())
-    figure.suptitle(f"Of {len(variants)} ways to compute r, above 0: {text}", fontsize=10)
+    headline(figure, f"Of {len(variants)} ways to compute r, above 0: {text}")
     figure.set_label(
         "Correlations with intervals for each way to compute them. "
         + " ".join(
@@ -194,6 +247,7 @@ def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> F
     return figure
 
 
+@styled
 def loss_strip(losses: Mapping[str, tuple[str, Mapping[int, float]]], before: float) -> Figure:
     """The test loss of each setting, seed by seed; lines join what one seed reached.
 
@@ -213,17 +267,16 @@ def loss_strip(losses: Mapping[str, tuple[str, Mapping[int, float]]], before: fl
         axes.plot([place] * len(by_seed), list(by_seed.values()), "o", ms=3.5, alpha=0.5,
                   color=COLORS[method])  # fmt: skip
         axes.errorbar(place, mean, error, marker="D", color=COLORS[method], ms=7, capsize=4)
-        axes.annotate(f"{mean:.3f}", (place, mean), (9, 0), textcoords="offset points",
-                      fontsize=8.5, va="center")  # fmt: skip
-    axes.set_xticks(range(len(losses)), list(losses), fontsize=8.5)
+        beside: dict[str, Any] = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{mean:.3f}", (place, mean), **beside)
+    axes.set_xticks(range(len(losses)), list(losses))
     axes.set_xlim(-0.4, len(losses) - 0.4)
     axes.set_ylabel("test loss (nats per character)")
-    axes.spines[["top", "right"]].set_visible(False)
     best = min(means, key=means.__getitem__)
     labels = {label: one_line(label) for label in losses}
-    axes.set_title(
+    headline(
+        figure,
         f"From {before:.2f} before adapting; lowest is {labels[best]} with {means[best]:.3f}",
-        fontsize=10,
     )
     figure.set_label(
         f"Test loss after adapting, {len(values[0])} seeds each, {before:.2f} before. "
@@ -233,6 +286,7 @@ def loss_strip(losses: Mapping[str, tuple[str, Mapping[int, float]]], before: fl
     return figure
 
 
+@styled
 def rate_curves(curves: Mapping[str, tuple[str, str, Mapping[float, float]]]) -> Figure:
     """Validation loss against learning rate, where each method was tuned.
 
@@ -249,13 +303,12 @@ def rate_curves(curves: Mapping[str, tuple[str, str, Mapping[float, float]]]) ->
         axes.plot(best[label], curve[best[label]], "o", ms=10, mfc="none", color=COLORS[method])
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="validation loss (nats per character)")
-    axes.legend(frameon=False, fontsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     inner = [label for label, (_, _, curve) in curves.items() if best[label] not in
              (min(curve), max(curve))]  # fmt: skip
-    axes.set_title(
+    headline(
+        figure,
         f"The best rate (ring) lies inside the grid for {len(inner)} of {len(curves)} settings",
-        fontsize=10,
     )
     figure.set_label(
         "Validation loss against learning rate. Best rates: "
@@ -265,6 +318,7 @@ def rate_curves(curves: Mapping[str, tuple[str, str, Mapping[float, float]]]) ->
     return figure
 
 
+@styled
 def rank_sweep(
     ours: Mapping[str, Mapping[int, Mapping[int, float]]],
     paper: Mapping[str, Mapping[int, float]],
@@ -294,15 +348,13 @@ def rank_sweep(
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(r) for r in ranks])
         axes.set_xlabel("rank")
-        axes.title.set_fontsize(9)
-        axes.spines[["top", "right"]].set_visible(False)
     # A fixed place: the best one would jump when a slider moves the line.
-    left.legend(frameon=False, fontsize=8.5, loc="upper right")
+    left.legend(loc="upper right")
     at = {name: mean_and_error(list(by_rank[rank].values())) for name, by_rank in ours.items()}
     finding = f"Rank {rank}: " + ", ".join(
         f"{NAMES[name]} {mean:.3f} ± {error:.3f}" for name, (mean, error) in at.items()
     )
-    figure.suptitle(finding, fontsize=10)
+    headline(figure, finding)
     figure.set_label(
         f"Left, test loss against rank here; right, the paper's accuracies. {finding}. "
         + " ".join(
@@ -317,6 +369,7 @@ def rank_sweep(
     return figure
 
 
+@styled
 def half_rank(differences: Mapping[int, Difference]) -> Figure:
     """DoRA at rank r / 2 minus LoRA at rank r, with the 95 % interval, for each r."""
     figure = new_figure(6.4, 3.0)
@@ -327,15 +380,14 @@ def half_rank(differences: Mapping[int, Difference]) -> Figure:
         axes.plot([place, place], [d.low, d.high], color=COLORS["dora_half"], lw=2)
         axes.plot(place, d.mean, "D", ms=6, color=COLORS["dora_half"])
     axes.axhline(0, color="#999999", lw=0.8)
-    axes.set_xticks(range(len(differences)), [f"{r // 2} and {r}" for r in differences], fontsize=9)
+    axes.set_xticks(range(len(differences)), [f"{r // 2} and {r}" for r in differences])
     axes.set(xlabel="rank of DoRA and of LoRA", ylabel="difference in test loss (nats)")
-    axes.spines[["top", "right"]].set_visible(False)
     worse = [rank for rank, d in differences.items() if d.verdict == "higher"]
     better = [rank for rank, d in differences.items() if d.verdict == "lower"]
-    axes.set_title(
+    headline(
+        figure,
         f"At half the rank DoRA's loss is higher in {len(worse)} of {len(differences)} pairs, "
         f"lower in {len(better)}",
-        fontsize=10,
     )
     figure.set_label(
         "Test loss of DoRA at half the rank minus that of LoRA. "
@@ -345,3 +397,60 @@ def half_rank(differences: Mapping[int, Difference]) -> Figure:
         )
     )
     return figure
+
+
+@styled
+def equal_budget(
+    means: Mapping[str, Mapping[int, float]], differences: Mapping[int, tuple[int, Difference]]
+) -> Figure:
+    """Loss against trained numbers, and DoRA minus LoRA where both train as many.
+
+    Args:
+        means: {"lora" or "dora": {trained numbers: mean test loss}}.
+        differences: {rank: (DoRA's trained numbers, DoRA minus LoRA at as many)}.
+    """
+    figure = new_figure(8.4, 3.7)
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    for (name, curve), marker in zip(means.items(), "os", strict=True):
+        left.plot(list(curve), list(curve.values()), f"{marker}-", ms=5, lw=1.4,
+                  color=COLORS[name], label=NAMES[name])  # fmt: skip
+    left.set(xscale="log", xlabel="trained numbers", ylabel="test loss (nats per character)")
+    left.xaxis.set_major_formatter("{x:,.0f}")
+    left.xaxis.set_minor_formatter("")
+    left.legend(loc="upper right")
+    left.set_title("mean of the seeds")
+    verdicts: dict[str, list[str]] = {}
+    for place, (rank, (_, d)) in enumerate(differences.items()):
+        right.plot([place] * len(d.values), d.values, "o", ms=3.5, alpha=0.45, color="#555555")
+        right.plot([place, place], [d.low, d.high], color=COLORS["dora"], lw=2.4)
+        right.plot(place, d.mean, "D", ms=7, color=COLORS["dora"])
+        verdicts.setdefault(d.verdict, []).append(str(rank))
+    right.axhline(0, color="#999999", lw=0.8)
+    right.set_xticks(
+        range(len(differences)), [f"{rank}\n{n:,}" for rank, (n, _) in differences.items()]
+    )
+    right.set(xlabel="DoRA's rank, and what it trains", ylabel="DoRA - LoRA (nats)")
+    seeds = len(next(iter(differences.values()))[1].values)
+    right.set_title(f"{seeds} seeds, ◆ mean and 95 %")
+    lower = verdicts.get("lower", [])
+    finding = f"With as many trained numbers, DoRA's loss is lower than LoRA's at {_ranks(lower)}"
+    if higher := verdicts.get("higher", []):
+        finding += f", higher at {_ranks(higher)}"
+    finding += f" of {', '.join(map(str, differences))}"
+    headline(figure, finding)
+    figure.set_label(
+        f"{finding}. Left: mean test loss of LoRA and DoRA against trained numbers. Right: DoRA "
+        "minus LoRA at DoRA's number, LoRA interpolated: "
+        + ", ".join(
+            f"rank {rank} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
+            for rank, (_, d) in differences.items()
+        )
+        + "."
+    )
+    return figure
+
+
+def _ranks(ranks: Sequence[str]) -> str:
+    if not ranks:
+        return "no rank"
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed(ranks)}"

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from minidora import plots
 from minidora.cli import app
 from minidora.evidence import bench
 
@@ -123,16 +122,3 @@ def test_the_readme_shows_the_committed_results(path: Path) -> None:
     assert table in (ROOT / "README.md").read_text(), (
         f"README.md is not up to date with {path.name}"
     )
-
-
-def test_the_figure_says_what_it_found(report: dict[str, object]) -> None:
-    figure = plots.bench_ratios(report)
-    assert "PEFT's up to" in figure.get_label()  # type: ignore[operator]
-    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
-
-
-def test_the_figure_says_that_the_layers_were_compiled(report: dict[str, object]) -> None:
-    machine: dict[str, str] = report["machine"]  # type: ignore[assignment]
-    compiled = {**report, "machine": {**machine, "mode": "compiled"}}
-    assert str(plots.bench_ratios(compiled).get_label()).startswith("Compiled, a training step")
-    assert str(plots.bench_ratios(report).get_label()).startswith("A training step")

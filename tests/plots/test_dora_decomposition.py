@@ -2,10 +2,12 @@
 
 import cmath
 import html
+import inspect
 import math
 
 import pytest
 import torch
+from figures import check, title
 from matplotlib.figure import Figure
 
 from minidora import plots, widgets
@@ -14,13 +16,15 @@ from minidora.dora import dora_weight
 W = complex(*plots.ROW)  # a row of the plane as a complex number: another way to the same angles
 
 
-def title(figure: Figure) -> str:
-    return figure.get_suptitle() or figure.axes[0].get_title()
-
-
 def tips(figure: Figure) -> list[complex]:
     """Where the arrows of the first axes end."""
     return [complex(*text.xy) for text in figure.axes[0].texts if hasattr(text, "xy")]
+
+
+def arrows(figure: Figure) -> list[complex]:
+    """The same from their own starts: two that share a ray are drawn beside it."""
+    found = [text for text in figure.axes[0].texts if hasattr(text, "xy")]
+    return [complex(*text.xy) - complex(*text.xyann) for text in found]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def test_magnitude_direction_draws_both_updates(
     figure = plots.magnitude_direction(angle, length, magnitude)
     lora = W + cmath.rect(length, math.radians(angle))
     dora = cmath.rect(magnitude, cmath.phase(lora))
-    assert tips(figure) == pytest.approx([W, lora, dora])
+    assert arrows(figure) == pytest.approx([W, lora, dora])
 
     widths = [bar.get_width() for bar in figure.axes[1].patches]
     assert widths == pytest.approx([2.0, abs(lora), magnitude])
@@ -43,22 +47,32 @@ def test_magnitude_direction_draws_both_updates(
 
 def test_magnitude_direction_where_nothing_is_left_of_the_row() -> None:
     figure = plots.magnitude_direction(180 + math.degrees(cmath.phase(W)), 2.0, 1.0)
-    assert tips(figure) == [W]  # no arrow for a row of length 0
+    assert arrows(figure) == [W]  # no arrow for a row of length 0
     assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([2, 0, 0], abs=1e-9)
     assert "no direction" in title(figure)
 
 
-def test_turn_and_length_follows_the_triangle() -> None:
-    lengths = (0.5, 1.0, 1.5)
-    curves = plots.turn_and_length(lengths).axes[0].lines[: len(lengths)]
-    for length, curve in zip(lengths, curves, strict=True):
-        turns, reached = curve.get_data()
-        for turn, row in zip(turns, reached, strict=True):  # the law of cosines, base length 2
-            across = 4 + row**2 - 4 * row * math.cos(math.radians(turn))
-            assert math.sqrt(across) == pytest.approx(length)
-        widest = math.degrees(math.asin(length / 2))  # a tangent to the circle of updates
-        assert max(turns) == pytest.approx(widest, abs=0.1)
-        assert min(turns) == pytest.approx(-widest, abs=0.1)
+def ends(axes, marker: str) -> list[complex]:  # type: ignore[no-untyped-def]
+    lines = [line for line in axes.lines if line.get_marker() == marker]
+    return [complex(*line.get_xydata()[-1]) for line in lines if len(line.get_xdata()) == 1]
+
+
+def test_turn_and_length_moves_rows_along_parallel_lines_and_scales_them() -> None:
+    figure = plots.turn_and_length(direction=35.0, steps=(0.7, -2.0, 1.1), share=1.3)
+    check(figure, "along a line parallel to one direction a", "any length on the ray")
+    left, right = figure.axes
+    old, lora, dora = ends(left, "o"), ends(left, "s"), ends(right, "s")
+    assert old == [complex(*row) for row in plots.ROWS]
+    a = cmath.rect(1, math.radians(35))
+    assert [(new - row) / a for new, row in zip(lora, old, strict=True)] == pytest.approx(
+        [0.7, -2.0, 1.1]
+    )
+    # DoRA: LoRA's angle, m's length.
+    assert [cmath.phase(v) for v in dora] == pytest.approx([cmath.phase(v) for v in lora])
+    assert [abs(v) for v in dora] == pytest.approx([1.3 * abs(row) for row in old])
+    turns = [round(math.degrees(cmath.phase(n / o))) for n, o in zip(lora, old, strict=True)]
+    for turn in turns:
+        assert f"{turn:+d}".replace("-", "−") in str(figure.get_label())
 
 
 def test_two_norms_puts_rows_beside_and_columns_above() -> None:
@@ -102,7 +116,7 @@ def test_held_for_backward_states_what_detaching_saves() -> None:
     detached = {"merged form": 8 * mib, "compose form": mib // 2}
     figure = plots.held_for_backward(full, detached, 4096)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [8, 8, 5, 0.5, 4096 / mib]
-    assert "From the top, detaching the norm saves 0.00, 4.50 MiB" in title(figure)
+    check(figure, "saves 4.50 MiB in the compose form, 0.00 in the merged form")
 
 
 def test_singular_values_counts_both_ranks() -> None:
@@ -112,7 +126,7 @@ def test_singular_values_counts_both_ranks() -> None:
         ".T": torch.linalg.svdvals(product.T),
         ".view": torch.linalg.svdvals(product.view(48, 64)),
     }
-    assert "rank 4 by .T, rank 24 by .view" in title(plots.singular_values(spectra))
+    check(plots.singular_values(spectra), "rank 4 by .T, rank 24 by .view")
 
 
 def test_magnitude_share_draws_both_percentages() -> None:
@@ -120,7 +134,7 @@ def test_magnitude_share_draws_both_percentages() -> None:
     of_lora, of_model = figure.axes[0].lines
     assert list(of_lora.get_ydata()) == [12.5, 1.5625]
     assert list(of_model.get_ydata()) == [0.013, 0.013]
-    assert "0.013 % of the model and 1.56 to 12.5 % of LoRA" in title(figure)
+    check(figure, "0.013 % of the model and 1.56 to 12.5 % of LoRA")
 
 
 def test_dora_diagram_names_the_shapes() -> None:
@@ -129,19 +143,9 @@ def test_dora_diagram_names_the_shapes() -> None:
         assert any(shape in text for text in texts), shape
 
 
-def test_every_figure_has_a_title_and_alternative_text() -> None:
-    for figure in (
-        plots.magnitude_direction(),
-        plots.turn_and_length(),
-        plots.two_norms(torch.randn(3, 5)),
-        plots.dora_diagram(48, 64, 4),
-        plots.gradient_split(),
-        plots.held_for_backward({"form": 2}, {"form": 1}, 1),
-        plots.singular_values({"a": torch.ones(2), "b": torch.ones(3)}),
-        plots.magnitude_share((4, 8), (12.5, 6.25), 0.013),
-    ):
-        assert title(figure)
-        assert len(str(figure.get_label())) > 60
+def test_what_is_drawn_without_data_states_its_finding() -> None:
+    check(plots.dora_diagram(48, 64, 4), "g scales both paths together", "also give g")
+    check(plots.two_norms(torch.randn(3, 5)), "its 3 row norms (dim=1), not its 5 column norms")
 
 
 def picture(widget: widgets.VBox) -> str:
@@ -155,12 +159,14 @@ def picture(widget: widgets.VBox) -> str:
         (widgets.gradient_split, plots.gradient_split, [150.0]),
     ],
 )
-def test_sliders_draw_the_figure_of_their_values(front, draw, values) -> None:  # type: ignore[no-untyped-def]
+def test_sliders_draw_the_figure_of_their_values(front, draw, values) -> None:
     widget = front()
     *sliders, _ = widget.children
     starts = [slider.value for slider in sliders]
     assert plots.png(draw(*starts)) in picture(widget)
-    assert starts == list(draw.__defaults__)  # the lesson's static figure is the sliders' start
+    assert starts == [
+        p.default for p in inspect.signature(draw).parameters.values()
+    ]  # the lesson's static figure is the sliders' start
 
     for number, (slider, value) in enumerate(zip(sliders, values, strict=True)):
         slider.value = value
@@ -169,5 +175,5 @@ def test_sliders_draw_the_figure_of_their_values(front, draw, values) -> None:  
         assert plots.png(figure) in picture(widget)
         assert f'alt="{html.escape(str(figure.get_label()), quote=True)}"' in picture(widget)
     for slider in sliders:  # both ends can be drawn
-        slider.value = slider.min
-        slider.value = slider.max
+        slider.index = 0
+        slider.index = len(slider.options) - 1

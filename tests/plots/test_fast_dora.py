@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from figures import check
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,19 +14,6 @@ from minidora import DoRALinear, LoRALinear, plots, widgets
 from minidora.evidence import bench
 
 IN_PLACE = {torch.ops.aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1]}
-
-
-def title(figure: Figure) -> str:
-    """The title of the figure, or of its first axes, in one line."""
-    return (figure.get_suptitle() or figure.axes[0].get_title()).replace("\n", " ")
-
-
-def check(figure: Figure, *needed: str) -> None:
-    """The title says what is needed, the alternative text is there, and the figure can be drawn."""
-    for text in needed:
-        assert text in title(figure), title(figure)
-    assert len(str(figure.get_label())) > 60
-    figure.canvas.draw()
 
 
 def counted(forward: Callable[[Tensor], Tensor], tokens: int, in_features: int) -> int:
@@ -125,3 +113,50 @@ def test_scaling_paper_says_what_the_identity_matrix_costs() -> None:
     check(figure, "50 to 80 % of the time saved")
     dense = figure.axes[0].get_lines()[1]
     assert list(dense.get_xdata()) == pytest.approx([0.6, 0.8])
+
+
+def result(contender: str, features: int, ratio: float, work: str = "training step"):  # type: ignore[no-untyped-def]
+    shape = {"features": features, "tokens": 8, "rank": 2, "work": work, "contender": contender}
+    return {**shape, "ratio": [ratio - 0.1, ratio, ratio + 0.1]}
+
+
+REPORT = {
+    "machine": {"mode": "eager"},
+    "results": [
+        result("LoRA", 64, 1.0),
+        result("DoRA", 64, 1.2),
+        result("PEFT DoRA", 64, 1.1),
+        result("torchtune DoRA", 64, 1.5),
+        result("linear", 64, 0.5),
+        result("DoRA", 128, 1.4),
+        result("PEFT DoRA", 128, 2.0),
+        result("DoRA", 64, 3.0, "one token"),
+        result("DoRA cached", 64, 1.05, "one token"),
+        result("PEFT DoRA", 64, 9.0, "one token"),
+    ],
+}
+
+
+def test_bench_ratios_says_where_others_are_faster() -> None:
+    figure = plots.bench_ratios(REPORT)
+    check(
+        figure,
+        "Our DoRA takes 1.20 to 1.40 times LoRA's time for a training step; torchtune's has the "
+        "lower median for 0 of 1 shapes; PEFT's has the lower median for 1 of 2 shapes",
+    )
+    [axes] = figure.axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert drawn["DoRA, ours"] == [1.2, 1.4]
+    assert drawn["DoRA, PEFT"] == [1.1, 2.0]
+    assert axes.get_xscale() == "log"
+    quartiles = axes.collections[0].get_segments()
+    assert np.array(quartiles)[:, :, 0] == pytest.approx(np.array([[1.1, 1.3], [1.3, 1.5]]))
+
+
+def test_bench_ratios_of_one_token_and_of_compiled_layers() -> None:
+    figure = plots.bench_ratios(REPORT, "one token")
+    check(figure, "Our DoRA takes 3.00 to 3.00 times LoRA's time for one token", "g kept: 1.05")
+    compiled = {**REPORT, "machine": {"mode": "compiled"}}
+    check(plots.bench_ratios(compiled), "Compiled, our DoRA takes 1.20")
+    with pytest.raises(ValueError, match="one of training step, one token, got 'sleep'"):
+        plots.bench_ratios(REPORT, "sleep")

@@ -4,22 +4,9 @@ import math
 
 import pytest
 import torch
-from matplotlib.figure import Figure
+from figures import check
 
 from minidora import plots, widgets
-
-
-def title(figure: Figure) -> str:
-    """The title of the figure, or of its first axes."""
-    return figure.get_suptitle() or figure.axes[0].get_title()
-
-
-def check(figure: Figure, *needed: str) -> None:
-    """The title says what is needed, the alternative text is there, and the figure can be drawn."""
-    for text in needed:
-        assert text in title(figure)
-    assert len(str(figure.get_label())) > 60
-    figure.canvas.draw()
 
 
 def test_low_rank_sum_is_drawn_to_scale():
@@ -29,8 +16,19 @@ def test_low_rank_sum_is_drawn_to_scale():
     assert sizes == {(48, 64), (48, 4), (4, 64)}
 
 
+def test_full_or_lora_is_drawn_to_scale_and_counts_both():
+    figure = plots.full_or_lora(in_features=64, out_features=48, rank=4)
+    check(figure, "trains 3,072 numbers of this layer, LoRA of rank 4 trains 448 (14.6 %)")
+    sizes = [
+        {(patch.get_height(), patch.get_width()) for patch in axes.patches} for axes in figure.axes
+    ]
+    assert sizes == [{(48, 64)}, {(48, 64), (48, 4), (4, 64)}]
+
+
 def test_gradient_norms_names_the_zero_only_where_it_is():
-    check(plots.gradient_norms([0.0, 1.0], [2.0, 1.0]), "only B has a gradient")
+    figure = plots.gradient_norms([0.0, 1.0], [2.0, 1.0])
+    check(figure, "only B has a gradient")
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[2.0, 1.0], [0.0, 1.0]]
     check(plots.gradient_norms([0.5, 1.0], [2.0, 1.0]), "0.5 for A, 2 for B")
 
 
@@ -43,6 +41,8 @@ def test_update_spectra_counts_ranks_and_shares():
     share = 100 * (9 + 4) / (9 + 4 + 1 + 1 + 1)
     check(figure, "has rank 2", f"hold {share:.0f} %")
     spectra = figure.axes[2].get_lines()
+    bars = [axes.get_xlabel() for axes in figure.axes[3:]]
+    assert bars == ["entry", "entry"]  # a colour bar for each heat map
     assert [len(line.get_xdata()) for line in spectra] == [5, 2]
     assert list(spectra[0].get_ydata()) == pytest.approx([3, 2, 1, 1, 1])
 
@@ -57,13 +57,15 @@ def test_scaling_rules_names_the_flattest_rule_of_each_optimizer():
     )
     check(figure, "with first under SGD", "with second under Adam")
     assert [axes.get_title() for axes in figure.axes] == ["SGD", "Adam"]
+    drawn = [[list(line.get_ydata()) for line in axes.lines[:2]] for axes in figure.axes]
+    assert drawn == [[flat, rising], [rising, flat]]
 
 
 @pytest.mark.parametrize(
     ("rates_of_large", "finding"),
     [
-        ([1.0, 3.0], "acts like a larger learning rate: best at 0.1 for small, at 0.01 for large"),
-        ([3.0, 1.0], "best learning rate 0.1 for small, 0.1 for large"),
+        ([1.0, 3.0], "acts like a larger learning rate: best at 0.1 for small, 0.01 for large"),
+        ([3.0, 1.0], "takes a larger first step; best at 0.1 for small, 0.1 for large"),
     ],
 )
 def test_initial_scale_draws_its_finding_from_the_losses(rates_of_large, finding):
@@ -95,8 +97,10 @@ def test_trained_share_of_the_smallest_layer():
 
 
 def test_merge_rounding_names_the_worst_dtype_at_one_percent():
-    figure = plots.merge_rounding([0.1, 1, 10], {"fine": [1, 0.5, 0.1], "coarse": [90, 15.2, 2]})
-    check(figure, "in coarse", "1 % of W", "15 %")
+    lost = {"fine": [1, 0.5, 0.1], "coarse": [90, 15.2, 2]}
+    figure = plots.merge_rounding([0.1, 1, 10], lost)
+    check(figure, "Merged in coarse, an update of 1 % of W loses 15 %")
+    assert {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines[:2]} == lost
 
 
 def test_widget_draws_the_chosen_layer():

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from figures import check
 
 from minidora import plots, widgets
 from minidora.evidence import analysis
@@ -12,21 +13,6 @@ from minidora.evidence.analysis import TABLE_15
 from minidora.evidence.pretrain import RANKS
 from minidora.geometry import Correlation, Dot
 from minidora.models import CHECKPOINT
-
-
-def check(figure: Figure, *needed: str) -> None:
-    """Title or alternative text say what is needed, and the figure can be drawn in its frame."""
-    title = figure.get_suptitle() or figure.axes[0].get_title()
-    said = f"{title}\n{figure.get_label()}".replace("\n", " ")
-    for text in needed:
-        assert text in said, said
-    assert len(str(figure.get_label())) > 60
-    figure.canvas.draw()
-    titles = [axes.title for axes in figure.axes]
-    for text in [*titles, *figure.texts]:  # none hangs over the edge
-        extent = text.get_window_extent()
-        assert extent.x0 >= 0, text
-        assert extent.x1 <= figure.bbox.width, text
 
 
 def rising(slope: float, seed: int = 0) -> list[Dot]:
@@ -43,30 +29,83 @@ GROUPS = {"full": rising(-0.2), "lora": rising(1.0), "dora": rising(0.5)}
 
 def test_pretraining_curve_tells_the_committed_loss() -> None:
     curve = json.loads(CHECKPOINT.with_suffix(".json").read_text())
-    check(plots.pretraining_curve(curve), f"{curve['validation_loss']:.2f} nats per character")
+    figure = plots.pretraining_curve(curve)
+    check(figure, f"from {curve['losses'][0]:.1f} to {curve['validation_loss']:.2f} nats")
+    assert list(figure.axes[0].lines[0].get_ydata()) == curve["losses"]
 
 
 def test_movement_shows_the_steps_so_far_on_fixed_axes() -> None:
     whole, part = plots.movement(GROUPS), plots.movement(GROUPS, upto=10)
-    check(whole, "Step 20, mean ΔD: full fine-tuning 3, LoRA 3, DoRA 3", "LoRA +1.00", "-1.00")
-    check(part, "Step 10, mean ΔD: full fine-tuning 2")
+    said = "ΔM rises with ΔD in LoRA and DoRA, falls in full fine-tuning (the axes differ)"
+    check(whole, f"Up to step 20, {said}", "full fine-tuning -1.00", "LoRA +1.00")
+    check(part, "Up to step 10")
     for figure, points in ((whole, 2), (part, 1)):
         for axes in figure.axes:
-            assert [len(line.get_xdata()) for line in axes.get_lines()] == [points] * 3
+            assert [len(line.get_xdata()) for line in axes.get_lines()[:3]] == [points] * 3
     assert [a.get_xlim() for a in whole.axes] == [a.get_xlim() for a in part.axes]
+    names = [text.get_text() for text in whole.legends[0].get_texts()]
+    assert names == ["block 0", "block 1", "block 2", "fitted line"]
+
+
+def test_movement_fits_the_line_of_least_squares() -> None:
+    dots = [
+        Dot(0, "blocks.0.q_proj", step, y, x)
+        for step, (x, y) in enumerate([(0.0, 1.0), (1.0, 3.0), (2.0, 2.0), (4.0, 5.0)])
+    ]
+    *_, line = plots.movement({"lora": dots}).axes[0].get_lines()
+    assert line.get_linestyle() == "--"
+    assert np.polyfit(line.get_xdata(), line.get_ydata(), 1) == pytest.approx(
+        np.polyfit([0, 1, 2, 4], [1, 3, 2, 5], 1)
+    )
+
+
+def test_paper_slopes_have_the_signs_of_the_paper() -> None:
+    figure = plots.paper_slopes(analysis.PAPER)
+    check(figure, "rises with ΔD in LoRA, falls in full fine-tuning and DoRA", "LoRA +0.83")
+    for axes, r in zip(figure.axes, analysis.PAPER.values(), strict=True):
+        (left, right) = axes.lines[0].get_ydata()
+        assert right - left == pytest.approx(0.8 * r)
+    check(plots.paper_slopes({"full": 0.1, "dora": 0.2}), "claim: ΔM rises with ΔD in")
+
+
+def test_equal_budget_draws_the_differences_and_names_the_ranks_that_differ() -> None:
+    zero = dict.fromkeys(range(3), 0.0)
+    differences = {
+        1: (100, analysis.difference({0: 0.01, 1: -0.01, 2: 0.0}, zero)),
+        2: (200, analysis.difference({0: -0.1, 1: -0.11, 2: -0.1}, zero)),
+        4: (400, analysis.difference({0: 0.1, 1: 0.11, 2: 0.1}, zero)),
+    }
+    means = {"lora": {80: 2.0, 160: 1.9}, "dora": {100: 1.9, 200: 1.8}}
+    figure = plots.equal_budget(means, differences)
+    check(figure, "lower than LoRA's at rank 2, higher at rank 4 of 1, 2, 4", "rank 2 -0.1033")
+    left, right = figure.axes[:2]
+    assert [dict(zip(*line.get_data(), strict=True)) for line in left.lines] == [*means.values()]
+    drawn = [line.get_ydata()[0] for line in right.lines if line.get_marker() == "D"]
+    assert drawn == pytest.approx([0.0, -0.31 / 3, 0.31 / 3])
+    check(plots.equal_budget(means, {1: differences[1]}), "lower than LoRA's at no rank of 1")
 
 
 def test_pythagoras_counts_rows_that_got_longer() -> None:
     predicted = torch.tensor([1.0, 1.1, 1.2, 1.3])
     rows = {"lora": (predicted, predicted), "dora": (2 - predicted + 0.001, predicted)}
-    check(plots.pythagoras(rows), "LoRA 75 %, DoRA 25 %", "LoRA 1.150, DoRA 0.851")
+    figure = plots.pythagoras(rows)
+    check(figure, "longer: LoRA 75 %, DoRA 25 %", "LoRA 1.150, DoRA 0.851")
+    for axes, (ratio, turned) in zip(figure.axes, rows.values(), strict=True):
+        dots, line = axes.lines[:2]
+        assert torch.tensor(dots.get_xydata()).equal(torch.stack([turned, ratio], 1))
+        assert list(line.get_xdata()) == list(line.get_ydata())
 
 
 def test_correlation_strip_tells_seeds_interval_and_paper() -> None:
     seeds = {"full": {0: -0.5, 1: 0.25}, "lora": {0: 0.9, 1: 0.8}, "dora": {0: 0.1, 1: 0.2}}
     pooled = {name: Correlation(sum(s.values()) / 2, -0.6, 0.95, 48) for name, s in seeds.items()}
+    figure = plots.correlation_strip(seeds, pooled, analysis.PAPER)
+    ticks = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert [list(x) for x in ticks] == [list(s.values()) for s in seeds.values()]
+    theirs = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert theirs == list(analysis.PAPER.values())
     check(
-        plots.correlation_strip(seeds, pooled, analysis.PAPER),
+        figure,
         "full fine-tuning -0.12, LoRA +0.85, DoRA +0.15; the paper has -0.62, +0.83, -0.31",
         "seeds from -0.50 to +0.25",
     )
@@ -81,6 +120,7 @@ def test_correlation_variants_count_signs() -> None:
 
     name = "query and value, one norm per input"  # long names leave the axes little room
     figure = plots.correlation_variants({name: found(-0.3), "another": found(0.3)})
+    assert sum(line.get_marker() == "o" for line in figure.axes[0].lines) == 6
     check(
         figure,
         "Of 2 ways to compute r, above 0: 1 (full fine-tuning), 2 (LoRA), 0 (DoRA)",
@@ -93,7 +133,10 @@ def test_loss_strip_names_the_lowest() -> None:
         "full\nfine-tuning": ("full", {0: 1.4, 1: 1.5}),
         "LoRA,\nq and v": ("lora", {0: 1.6, 1: 1.61}),
     }
-    check(plots.loss_strip(losses, 2.13), "From 2.13", "lowest is full fine-tuning with 1.450")
+    figure = plots.loss_strip(losses, 2.13)
+    check(figure, "From 2.13", "lowest is full fine-tuning with 1.450")
+    seeds = [list(line.get_ydata()) for line in figure.axes[0].lines[:2]]
+    assert seeds == [[1.4, 1.6], [1.5, 1.61]]
 
 
 def test_rate_curves_count_what_lies_inside_the_grid() -> None:
@@ -101,7 +144,10 @@ def test_rate_curves_count_what_lies_inside_the_grid() -> None:
         "LoRA": ("lora", "-", {1e-3: 2.0, 1e-2: 1.0, 1e-1: 3.0}),
         "DoRA": ("dora", "--", {1e-3: 2.0, 1e-2: 1.0, 1e-1: 0.5}),
     }
-    check(plots.rate_curves(curves), "inside the grid for 1 of 2", "LoRA 0.01, DoRA 0.1")
+    figure = plots.rate_curves(curves)
+    check(figure, "inside the grid for 1 of 2", "LoRA 0.01, DoRA 0.1")
+    drawn = [dict(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines[::2]]
+    assert drawn == [curve for *_, curve in curves.values()]
 
 
 def by_rank() -> dict[str, dict[int, dict[int, float]]]:
@@ -114,6 +160,8 @@ def by_rank() -> dict[str, dict[int, dict[int, float]]]:
 def test_rank_sweep_reads_out_a_rank() -> None:
     figure = plots.rank_sweep(by_rank(), TABLE_15, rank=4)
     check(figure, "Rank 4: LoRA 1.970 ± 0.010, DoRA 2.020 ± 0.010", "39.5, 40.7, 70.9, 74.7, 65.8")
+    paper = [dict(zip(*line.get_data(), strict=True)) for line in figure.axes[1].lines]
+    assert paper == [TABLE_15["lora"], TABLE_15["dora"]]
 
 
 def test_half_rank_counts_what_is_higher() -> None:
@@ -121,13 +169,16 @@ def test_half_rank_counts_what_is_higher() -> None:
         2: analysis.difference({0: 1.0, 1: 1.01, 2: 1.0}, {0: 0.5, 1: 0.5, 2: 0.5}),
         4: analysis.difference({0: 1.0, 1: 0.0, 2: 0.5}, {0: 0.5, 1: 0.5, 2: 0.5}),
     }
-    check(plots.half_rank(differences), "higher in 1 of 2 pairs, lower in 0", "Ranks 1 and 2")
+    figure = plots.half_rank(differences)
+    check(figure, "higher in 1 of 2 pairs, lower in 0", "Ranks 1 and 2")
+    means = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert means == pytest.approx([0.5 + 0.01 / 3, 0.0])
 
 
 @pytest.mark.parametrize(
     ("widget", "start", "then"),
     [
-        (lambda: widgets.movement(GROUPS), "Step 20", "Step 10"),
+        (lambda: widgets.movement(GROUPS), "step 20", "step 10"),
         (lambda: widgets.rank_sweep(by_rank(), TABLE_15), "Rank 8", "Rank 1"),
     ],
 )
