@@ -1,6 +1,7 @@
 """The ledger of claims: who says what, what we measured, and the verdict that follows.
 
     minidora claims                      # the table; --rules says how a verdict is reached
+    minidora claims lee-peaks            # the claims of these names
     for entry in ledger(Record()): print(entry.claim.text, entry.measured, entry.verdict)
 
 claims.toml is the one source. A claim names the cell or the test that shows it, a rule, and the
@@ -23,6 +24,9 @@ from minidora.evidence.measures import MEASURES, ROOT, Interval, Record, Values,
 
 SOURCE = Path(__file__).with_name("claims.toml")
 DOCUMENT = ROOT / "docs" / "claims.md"
+PAGES = (ROOT / "notebooks" / "map.md", ROOT / "notebooks" / "recipe.md")
+QUOTE = re.compile(r"<!--claim (?P<id>[\w-]+)(?:: (?P<setting>[^>]+?))?-->.*?<!--/-->")
+"""A page's quote of the ledger; see quoted."""
 
 SAID_BY = {
     "source": "The source notebook",
@@ -258,8 +262,32 @@ def markdown(entries: list[Entry]) -> str:
         for entry in (entry for entry in entries if entry.claim.said_by == key):
             claim, link = entry.claim, re.split("#|::", entry.claim.shown)[0]
             cells = (
-                f"{claim.text} ({claim.where})", entry.finding, entry.verdict,
+                f"{claim.text} ({claim.where}) `{claim.id}`", entry.finding, entry.verdict,
                 f"[{entry.place.replace('::', ', ')}](../{link})",
             )  # fmt: skip
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def quoted(page: str, entries: Iterable[Entry]) -> str:
+    """A page of Markdown with its quotes of the ledger written anew; the comments do not show.
+
+    <!--claim NAME: SETTING-->what was measured in it<!--/-->
+    <!--claim NAME-->the verdict<!--/-->
+
+    Raises:
+        ValueError: there is no such claim, or it has no such setting.
+    """
+    by_id = {entry.claim.id: entry for entry in entries}
+
+    def renew(match: re.Match[str]) -> str:
+        name, setting = match["id"], match["setting"]
+        if name not in by_id:
+            raise ValueError(f"the ledger has no claim {name!r}: `minidora claims` lists them")
+        entry = by_id[name]
+        if setting is not None and setting not in entry.settings:
+            raise ValueError(f"{name} has no setting {setting!r}, only {[*entry.settings]}")
+        value = entry.verdict if setting is None else entry.settings[setting][0]
+        return f"<!--claim {name}{f': {setting}' if setting else ''}-->{value}<!--/-->"
+
+    return QUOTE.sub(renew, page)

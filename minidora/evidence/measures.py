@@ -340,6 +340,13 @@ def too_large(figures: Record) -> Values:
     return {f"rank {r}": _interval(analysis.difference(loss[r], loss[8])) for r in larger}
 
 
+def more_targets(figures: Record) -> Values:
+    """LoRA's loss on q and v at rank 8 minus that on five targets at rank 2: as many numbers."""
+    narrow = analysis.losses(analysis.select(figures.runs, "compare", "lora", "qv"))
+    wide = analysis.rank_losses(figures.runs)["lora"][2]
+    return {"five targets, rank 2": _interval(analysis.difference(narrow, wide))}
+
+
 def rank_range(figures: Record) -> Values:
     """Worst minus best loss over ranks: DoRA's minus LoRA's, paired over seeds."""
     found = {}
@@ -422,7 +429,7 @@ MEASURES: dict[str, Callable[..., Values]] = {
     for function in (
         adam, adapters, trained_percent, magnitudes_of_model, magnitudes_of_lora, vectors,
         distance_at_start, shrunk_and_grown, correlation, order, nearer_to_full, explained, moved,
-        gain, half_rank, rank_gain, too_large, rank_range, low_rank_gain, detached,
+        gain, half_rank, rank_gain, too_large, more_targets, rank_range, low_rank_gain, detached,
         tuned_gap, rate_over_method, cost,
     )
 }  # fmt: skip

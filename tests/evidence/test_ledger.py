@@ -473,6 +473,7 @@ VERDICT_IN = {  # the world in which the claim is true, and its contrary
     "paper-robust": (HOLDS, FAILS),
     "lee-peaks": (HOLDS, FAILS),
     "he-matches": (FAILS, HOLDS),
+    "regret-targets": (FAILS, HOLDS),  # made up: losses that hang on the rank, not on targets
     "ours-rate": (HOLDS, FAILS),
     "ours-order-pooled": (HOLDS, FAILS),
 }
@@ -592,8 +593,12 @@ def test_the_command_prints_filters_and_explains(few: None) -> None:
     rows = json.loads(rows_of("--json", "--said-by", "source"))
     assert [(row["id"], row["verdict"]) for row in rows] == [("source-sparse", FAILS)]
     assert rows[0]["settings"] == {"LoRA": ["0", FAILS], "DoRA": ["0", FAILS]}
-    for wrong in (("--said-by", "nobody"), ("--verdict", "perhaps")):
-        assert CliRunner().invoke(app, ["claims", *wrong]).exit_code == 2
+    rows = json.loads(rows_of("--json", "peft-zero-row", "source-sparse"))
+    assert [row["id"] for row in rows] == ["source-sparse", "peft-zero-row"]  # in the file's order
+    for wrong in (("--said-by", "nobody"), ("--verdict", "perhaps"), ("source-sparce",)):
+        result = CliRunner().invoke(app, ["claims", *wrong])
+        assert result.exit_code == 2
+    assert "there is source-sparse" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,11 +608,31 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.output == "minidora: there is no test tests/test_x.py::test_y\n"
 
 
+QUOTE = (
+    "LoRA: <!--claim source-sparse: LoRA-->{}<!--/--> (<!--claim source-sparse-->{}<!--/-->), 0.1"
+)
+
+
+def test_a_page_quotes_the_ledger(figures: Record) -> None:
+    entries = claims.ledger(figures, [BY_ID["source-sparse"]])
+    assert claims.quoted(QUOTE.format("9", ""), entries) == QUOTE.format("0", FAILS)
+    for wrong, message in (
+        ("<!--claim nobody-->1<!--/-->", "no claim 'nobody'"),
+        ("<!--claim source-sparse: VeRA-->1<!--/-->", "no setting 'VeRA', only .*LoRA"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            claims.quoted(wrong, entries)
+
+
 def test_the_command_writes_the_document(
     few: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"| a | {QUOTE.format('old', 'old')} |\n", encoding="utf-8")
     monkeypatch.setattr(claims, "DOCUMENT", tmp_path / "claims.md")
+    monkeypatch.setattr(claims, "PAGES", (page,))
     rows_of("--write")
+    assert page.read_text(encoding="utf-8") == f"| a | {QUOTE.format('0', FAILS)} |\n"
     written = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert written == claims.markdown(claims.ledger(Record(), claims.load()))
     assert "2 holds, 0 holds partly, 1 does not hold, 0 not tested here" in written
