@@ -25,7 +25,7 @@ import random
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -68,13 +68,22 @@ class Slot:
         return f"({', '.join(axes)}{',' if len(axes) == 1 and axes != ('...',) else ''})"
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """What a usual mistake gives: of the whole result, or of the part of that name."""
+Wrong = Iterator[tuple[str, Any]]
+"""(message, value) of several usual mistakes; a value of None says nothing here."""
 
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Usual mistakes, as a function of the arguments; of the part of the result of that name."""
+
+    function: Callable[..., Wrong]
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class SlopeMistake:
     message: str
     function: Function
-    part: str = ""
 
 
 @dataclass
@@ -104,9 +113,9 @@ class Spec(Exercise):
     tolerance: float = field(default=0.0, kw_only=True)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict, kw_only=True)
     examples: list[tuple[str, tuple[Any, ...], Any]] = field(default_factory=list, init=False)
-    mistakes: list[Mistake] = field(default_factory=list, init=False)
+    mistakes: list[Mistakes] = field(default_factory=list, init=False)
     slopes: list[Function] = field(default_factory=list, init=False)
-    slope_mistakes: list[Mistake] = field(default_factory=list, init=False)
+    slope_mistakes: list[SlopeMistake] = field(default_factory=list, init=False)
     extra: list[Callable[[Answer], None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +151,15 @@ class Spec(Exercise):
 
         Where it gives the right value, or cannot be computed, in some draw, it is passed over.
         """
-        self.mistakes.append(Mistake(message, function, part))
+
+        def wrong(*args: Any) -> Wrong:
+            yield message, function(*args)
+
+        self.mistakes_of(wrong, part)
+
+    def mistakes_of(self, function: Callable[..., Wrong], part: str = "") -> None:
+        """Several at once: a generator of (message, value), for mistakes that share a piece."""
+        self.mistakes.append(Mistakes(function, part))
 
     def slope(self, function: Function) -> None:
         """Another function whose central differences are right gradients: function(at, *args).
@@ -155,7 +172,7 @@ class Spec(Exercise):
 
     def slope_mistake(self, message: str, function: Function) -> None:
         """A usual mistake in the gradient, as function(at, *args); see slope."""
-        self.slope_mistakes.append(Mistake(message, function))
+        self.slope_mistakes.append(SlopeMistake(message, function))
 
     def also(self, check: Callable[[Answer], None]) -> None:
         """A further check, for what this exercise alone asks."""
@@ -203,30 +220,33 @@ class Spec(Exercise):
                 break
         return args
 
+    def tiny_rows(self) -> list[Any]:
+        """Arguments of which those in `tiny` are very small."""
+        args = zip(self.inputs, self.telling(), strict=True)
+        return [TINY * arg if slot.name in (self.tiny or ()) else arg for slot, arg in args]
+
     # ---- What is right, and what usual mistakes give ----
 
     def want(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        return self.parts(self.oracle(*_wide(args)))
+        return self.parts(self.oracle(*wide(args)))
 
     def parts(self, value: Any) -> tuple[Any, ...]:
         return tuple(value) if len(self.outputs) > 1 else (value,)
 
     def known(self, args: Sequence[Any]) -> Iterator[tuple[tuple[Any, ...], str, int | None]]:
         """(result, message, index of the part or None) of each mistake that says something here."""
-        for mistake in self.mistakes:
-            try:
-                value = mistake.function(*_wide(args))
-            except (RuntimeError, IndexError):  # it cannot be made with these sizes
-                continue
-            if value is None:
-                continue
-            index = (
-                [slot.name for slot in self.outputs].index(mistake.part) if mistake.part else None
-            )
-            whole = self.parts(value) if index is None else list(self.want(args))
-            if index is not None:
-                whole = (*whole[:index], value, *whole[index + 1 :])
-            yield tuple(whole), mistake.message, index
+        names, right = [slot.name for slot in self.outputs], self.want(args)
+        for mistakes in self.mistakes:
+            found = mistakes.function(*wide(args))
+            with suppress(RuntimeError, IndexError):  # one that cannot be made with these sizes
+                for message, value in found:
+                    if value is None:
+                        continue
+                    if not mistakes.part:
+                        yield self.parts(value), message, None
+                        continue
+                    at = names.index(mistakes.part)
+                    yield (*right[:at], value, *right[at + 1 :]), message, at
 
     def alike(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
         return all(map(partial(matches, tolerance=max(self.tolerance, 1e-3)), first, second))
@@ -282,36 +302,37 @@ class Spec(Exercise):
     def other_tensors(self, answer: Answer) -> None:
         if self.tiny:
             answer.case("tiny rows")
-            args = [
-                TINY * arg if slot.name in self.tiny else arg
-                for slot, arg in zip(self.inputs, self.telling(), strict=True)
-            ]
             with _because("rows of length 1e-10, is there an epsilon or a clamp? "):
-                self.compare(answer, args, named=False)
+                self.compare(answer, self.tiny_rows(), named=False)
         answer.case("not contiguous")
         self.compare(answer, list(map(_strided, self.some(self.random_sizes()))), named=False)
+        expect_device(answer, *self.some(self.random_sizes(), dtype=torch.float32))
         if self.half:
             answer.case("bfloat16")
             self.compare_half(answer, self.telling(torch.bfloat16))
-        expect_device(answer, *self.some(self.random_sizes(), dtype=torch.float32))
 
     def compare(
         self, answer: Answer, args: Sequence[Any], want: Any = None, named: bool = True
     ) -> None:
         """Refuse what the learner's function makes of args unless it is `want`, or the oracle's."""
         got = answer(*args)
-        example = want is not None
+        if want is None:
+            self.refuse(got, args, self.want(args), named)
+            return
         try:
-            self.refuse(got, args, want if example else self.want(args), named, not example)
+            self.refuse(got, args, want, named, by_heart=False)
         except Refused as refused:
-            if example and not refused.known:  # another draw may tell which mistake it is
-                other = self.telling()
-                try:
-                    self.refuse(answer(*other), other, self.want(other))
-                except Refused as told:
-                    if told.known:
-                        raise told from None
+            self.name_mistake(answer, refused.picture)
             raise
+
+    def name_mistake(self, answer: Answer, picture: tuple[Tensor, Tensor] | None) -> None:
+        """Refuse by name what failed at an example, which may not tell one mistake from another."""
+        args = self.telling()
+        try:
+            self.refuse(answer(*args), args, self.want(args))
+        except Refused as refused:
+            if refused.known:
+                raise Refused(refused.message, known=True, picture=picture) from None
 
     def refuse(
         self,
@@ -377,6 +398,10 @@ class Spec(Exercise):
         """Refuse gradients that are not the central differences of one and the same slope."""
         dys = [_normal(*part.shape) for part in self.want(args)]
         found = answer.probe(probe.gradients, args, self.wrt, *dys)["gradients"]
+        self.refuse_gradients(found, args, dys)
+
+    def refuse_gradients(self, found: Sequence[Any], args: list[Any], dys: list[Tensor]) -> None:
+        """As compare_gradients, for the gradients found of the arguments in grads."""
         slopes = self.slopes or [lambda at, *now: self.oracle(*now)]
         rights = [self.differences(slope, args, dys) for slope in slopes]
         fits = [list(map(_near, found, right)) for right in rights]
@@ -384,20 +409,21 @@ class Spec(Exercise):
             return
         best = max(range(len(fits)), key=lambda index: sum(fits[index]))
         at = fits[best].index(False)
-        name, got, want = self.grads[at], found[at], rights[best][at]  # type: ignore[index]
+        got, want = found[at], rights[best][at]
+        name = self.inputs[self.wrt[at]].name
         require(
             isinstance(got, Tensor),
             f"no gradient reaches {name}: something on its way is detached, or under no_grad",
-        )
-        require(
-            not any(fit[at] for fit in fits),
-            f"the gradient of {name} belongs to another formula than the others': "
-            "what is detached for one is detached for all",
         )
         for mistake in self.slope_mistakes:
             wrong = self.differences(mistake.function, args, dys)[at]
             if _near(got, wrong) and not _near(want, wrong):
                 raise Refused(f"gradient of {name}: {mistake.message}", known=True)
+        require(
+            not any(fit[at] for fit in fits),
+            f"the gradient of {name} belongs to another formula than those before it: "
+            "what is a constant for one is a constant for all",
+        )
         expect(got, want, name=f"gradient of {name}")
 
     def differences(
@@ -411,7 +437,7 @@ class Spec(Exercise):
             parts = self.parts(function(args, *moved))
             return math.fsum(float((y * dy).sum()) for y, dy in zip(parts, dys, strict=True))
 
-        step, weights = 1e-3, {1: 8, -1: -8, 2: -1, -2: 1}
+        step, weights = 1e-4, {1: 8, -1: -8, 2: -1, -2: 1}
         return [
             torch.tensor(
                 [
@@ -454,7 +480,7 @@ def _number() -> float:
     return _dice.randint(10, 200) / 10
 
 
-def _wide(args: Sequence[Any]) -> list[Any]:
+def wide(args: Sequence[Any]) -> list[Any]:
     """Tensors of fractions in float64."""
     floats = [isinstance(arg, Tensor) and arg.is_floating_point() for arg in args]
     return [arg.double() if is_float else arg for arg, is_float in zip(args, floats, strict=True)]

@@ -285,7 +285,8 @@ def _draw(got: Any) -> Tensor:
 
 def _times(got: Tensor, clusters: Tensor) -> dict[int, int]:
     """How often each cluster stands in one draw; refuses what is no draw of whole clusters."""
-    plain = got.ndim == 1 and not got.is_floating_point() and got.dtype != torch.bool
+    whole = not got.is_floating_point() and not got.is_complex() and got.dtype != torch.bool
+    plain = got.ndim == 1 and whole
     kind = f"{str(got.dtype).removeprefix('torch.')} of shape {tuple(got.shape)}"
     require(plain, f"row numbers are whole numbers in one axis, got {kind}")
     rows = got.tolist()

@@ -10,6 +10,7 @@ Nothing in this file knows a right answer: a submission can read all of it.
 """
 
 import base64
+import copy
 import ctypes
 import inspect
 import linecache
@@ -58,9 +59,12 @@ def calls(answer: Callable[..., Any], rounds: list[list[Any]]) -> list[Any]:
 
 def surroundings(answer: Callable[..., Any], *args: Any) -> list[str]:
     """What answer(*args) changes and should not: arguments by their name, and torch's state."""
-    before, state = [pack(argument) for argument in args], _torch_state()
-    answer(*args)
-    after = _torch_state()
+    before = [pack(argument) for argument in args]
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()  # so that whoever sets a seed changes the state, again and again
+        state = _torch_state()
+        answer(*args)
+        after = _torch_state()
     changed = [
         f"the caller's {argument_name(answer, index)}"
         for index, argument in enumerate(args)
@@ -279,6 +283,69 @@ def layer(
     every = module.named_parameters(remove_duplicate=False)
     grads = {name: parameter.grad if parameter.is_leaf else None for name, parameter in every}
     return {"module": module, "start": start, "value": value, "x": x.grad, "gradients": grads}
+
+
+def step(answer: Callable[..., nn.Module], args: list[Any], x: Tensor) -> dict[str, Any]:
+    """Train the module answer(*args) for one step of SGD on x.
+
+    Returns {"before": its parameters by name, "made": the module afterwards}.
+    """
+    made = answer(*args)
+    before = {name: value.detach().clone() for name, value in made.named_parameters()}
+    _one_step(made, x, torch.ones(()))
+    return {"before": before, "made": made}
+
+
+def _one_step(module: nn.Module, x: Tensor, dy: Tensor) -> None:
+    live = [value for value in module.parameters() if value.requires_grad]
+    if live:
+        (module(x) * dy.to(x)).sum().backward()
+        torch.optim.SGD(live, lr=0.1).step()
+
+
+def use(
+    answer: Callable[..., nn.Module],
+    args: list[Any],
+    fills: list[dict[str, Tensor]],
+    xs: list[Tensor],
+    cotangent: Tensor,
+) -> dict[str, Any]:
+    """What a layer answers in the course of its life; fills are two sets of its parameters."""
+
+    def fill(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
+        with torch.no_grad():
+            for name, value in values.items():
+                getattr(module, name).copy_(value)
+        return module
+
+    other = copy.deepcopy(args)
+    module, x = answer(*args), xs[0]
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        found["evaluation"] = fill(module.eval(), fills[0])(x)
+        found["changed"] = fill(module, fills[1])(x)
+        found["training"] = module.train()(x)
+        found["copy"] = fill(copy.deepcopy(module), fills[0])(x)
+        found["original"] = module(x)
+        fill(answer(*other), fills[0])(x)
+        found["first of two"] = module(x)
+    leaves = [each.detach().clone().requires_grad_() for each in xs]
+    outputs = [module(leaf) for leaf in leaves]
+    found["gradients"] = []
+    for leaf, y in zip(leaves, outputs, strict=True):
+        module.zero_grad()
+        torch.autograd.backward([y], [cotangent])
+        grads = {name: getattr(module, name).grad for name in fills[0]}
+        found["gradients"].append({**grads, "x": leaf.grad})
+        found["gradients"][-1] = {
+            name: None if grad is None else grad.clone()
+            for name, grad in found["gradients"][-1].items()
+        }
+    module.zero_grad()
+    _one_step(module, x, cotangent)
+    found["stepped"] = module
+    found["after"] = module(x).detach()
+    return found
 
 
 def cost(

@@ -127,7 +127,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "reshape instead of transpose",
             "lora_B @ lora_A",
             "(lora_A.T @ lora_B.T).reshape(weight.shape)",
-            "reshape is no transpose",
+            "reshape is not transpose",
         ),
         (
             "update forgotten",
@@ -190,13 +190,13 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "for one batch axis only",
             "x @ lora_A.T @ lora_B.T",
             "(lora_B @ (lora_A @ x.T)).T",
-            "x of shape (2, 3, 5)",
+            "x of shape (2, 3, ",
         ),
         (
             "for two axes or more",
             "x @ lora_A.T @ lora_B.T",
             "(lora_B @ (lora_A @ x.mT)).mT",
-            "x of shape (5,)",
+            "x of shape (",
         ),
         (
             "update detached, norm not",

@@ -1,0 +1,281 @@
+"""What every spec is tried with: its own mistakes, and mistakes made from the solution."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from answers import EXERCISES, answer, name, refusal
+from torch import Tensor, nn
+
+from minidora.checks.exercise import CheckFailed, Exercise
+from minidora.checks.spec import BY_HEART, Spec, wide
+
+SPECS = [exercise for exercise in EXERCISES if isinstance(exercise, Spec)]
+Function = Callable[..., Any]
+
+
+def each(value: Any, change: Function) -> Any:
+    """A value with its tensors changed."""
+    if isinstance(value, tuple | list):
+        return type(value)(each(part, change) for part in value)
+    return change(value) if isinstance(value, Tensor) else value
+
+
+def floats(args: Any) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+
+
+# ---- The spec itself ----
+
+
+@pytest.mark.parametrize("exercise", SPECS, ids=name)
+def test_oracle_agrees_with_the_examples(exercise: Spec) -> None:
+    for _, args, value in exercise.examples:
+        assert exercise.alike(exercise.want(args), value)
+
+
+@pytest.mark.parametrize("exercise", SPECS, ids=name)
+def test_some_draw_tells_all_mistakes_apart(exercise: Spec) -> None:
+    args = exercise.telling()
+    values = [exercise.want(args), *(value for value, _, _ in exercise.known(args))]
+    for index, value in enumerate(values):
+        assert not any(exercise.alike(value, other) for other in values[:index])
+
+
+def derived() -> list[Any]:
+    """Every mistake that a spec names, as a wrong answer."""
+    found = {}
+    for exercise in SPECS:
+        sizes = dict.fromkeys(exercise.random_sizes(), 4)
+        for args in (exercise.telling(), exercise.some(sizes)):
+            for index, mistakes in enumerate(exercise.mistakes):
+                for message, value in mistakes.function(*args):
+                    if value is not None:
+                        found[exercise.number, message] = (exercise, index, message)
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    ("exercise", "index", "message"), derived(), ids=lambda value: getattr(value, "number", None)
+)
+def test_named_mistake_is_refused_by_its_name(exercise: Spec, index: int, message: str) -> None:
+    mistakes, solution = exercise.mistakes[index], answer(exercise)
+
+    def wrong(*args: Any) -> Any:
+        plain = wide([arg.detach() if isinstance(arg, Tensor) else arg for arg in args])
+        value = dict(mistakes.function(*plain)).get(message)
+        if value is None:  # right where it is no mistake
+            return solution(*args)
+        whole = list(exercise.parts(exercise.oracle(*plain)))
+        if mistakes.part:
+            whole[[slot.name for slot in exercise.outputs].index(mistakes.part)] = value
+        else:
+            whole = list(exercise.parts(value))
+        dtype = floats(args)[0].dtype if floats(args) else torch.float64
+        parts = each(
+            tuple(whole), lambda part: part.to(dtype) if part.is_floating_point() else part
+        )
+        return parts if len(exercise.outputs) > 1 else parts[0]
+
+    assert message in str(refusal(exercise, wrong))
+
+
+# ---- Mistakes made from the solution ----
+
+
+def printed(solution: Function, exercise: Spec) -> Function:
+    return lambda *args: (solution(*args), None)[1]
+
+
+def by_heart(solution: Function, exercise: Spec) -> Function:
+    _, args, _ = exercise.examples[0]
+    return lambda *_: solution(*args)
+
+
+def detached(solution: Function, exercise: Spec) -> Function:
+    return lambda *args: each(solution(*args), Tensor.detach)
+
+
+def always_float32(solution: Function, exercise: Spec) -> Function:
+    return lambda *args: each(solution(*args), Tensor.float)
+
+
+def float32_inside(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        narrow = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
+        return each(solution(*narrow), lambda part: part.to(floats(args)[0].dtype))
+
+    return wrong
+
+
+def in_place(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        value = solution(*[copy.deepcopy(arg.detach()) if isinstance(arg, Tensor) else arg
+                           for arg in args])  # fmt: skip
+        with torch.no_grad():
+            floats(args)[-1].mul_(2)
+        return value
+
+    return wrong
+
+
+def on_the_cpu(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        return each(solution(*args), lambda y: torch.zeros(y.shape, dtype=y.dtype) + y)
+
+    return wrong
+
+
+def through_numpy(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        return each(solution(*args), lambda y: y + torch.from_numpy(0 * y.detach().numpy()))
+
+    return wrong
+
+
+def one_shape(solution: Function, exercise: Spec) -> Function:
+    shapes = [getattr(arg, "shape", None) for arg in exercise.examples[0][1]]
+
+    def wrong(*args: Any) -> Any:
+        assert [getattr(arg, "shape", None) for arg in args] == shapes, "another shape"
+        return solution(*args)
+
+    return wrong
+
+
+def kept(solution: Function, exercise: Spec) -> Function:
+    store: dict[Any, Any] = {}
+
+    def wrong(*args: Any) -> Any:
+        key = tuple(getattr(arg, "shape", None) for arg in args)
+        key += tuple(arg.dtype for arg in floats(args))
+        return store.setdefault(key, solution(*args))
+
+    return wrong
+
+
+def contiguous(solution: Function, exercise: Spec) -> Function:
+    return lambda *args: solution(
+        *(arg.view(-1).view(arg.shape) if isinstance(arg, Tensor) else arg for arg in args)
+    )
+
+
+def squeezed(solution: Function, exercise: Spec) -> Function:
+    return lambda *args: each(solution(*args), Tensor.squeeze)
+
+
+def without_gradients(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        value = solution(*args)
+        torch.set_grad_enabled(False)
+        return value
+
+    return wrong
+
+
+def seeded(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        torch.manual_seed(0)
+        return solution(*args)
+
+    return wrong
+
+
+def hooked(solution: Function, exercise: Spec) -> Function:
+    def wrong(*args: Any) -> Any:
+        handles.append(nn.modules.module.register_module_forward_hook(lambda *_: None))
+        return solution(*args)
+
+    return wrong
+
+
+handles: list[Any] = []
+HAS_TENSORS = [e for e in SPECS if any(slot.axes is not None for slot in e.inputs)]
+SAME = [e for e in HAS_TENSORS if e.dtypes == "same"]
+DIFFERENTIABLE = [e for e in SPECS if e.grads]
+GENERIC: list[tuple[Function, list[Spec], str]] = [
+    (printed, SPECS, "got None"),
+    (by_heart, [e for e in SPECS if e.examples], BY_HEART),
+    (detached, DIFFERENTIABLE, "no gradient reaches"),
+    (always_float32, SAME, "float32"),
+    (float32_inside, SAME, "computed in float32"),
+    (in_place, HAS_TENSORS, "it changes the caller's"),
+    (on_the_cpu, SAME, "works on a CPU only"),
+    (through_numpy, SAME, "works on a CPU only"),
+    (one_shape, [e for e in SPECS if e.examples and e.random_sizes()], "another shape"),
+    (kept, HAS_TENSORS, "kept from an earlier call"),
+    (contiguous, HAS_TENSORS, "not contiguous: your code raised"),
+    (squeezed, [e for e in SPECS if any(slot.axes for slot in e.outputs)], "squeeze()"),
+    (without_gradients, SPECS, "it changes whether gradients are recorded"),
+    (seeded, SPECS, "it changes torch's random state"),
+    (hooked, SPECS, "it changes the hooks of all modules"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "exercise", "says"),
+    [(make, exercise, says) for make, specs, says in GENERIC for exercise in specs],
+    ids=lambda value: getattr(value, "number", None) or getattr(value, "__name__", ""),
+)
+def test_usual_mistake_is_refused(make: Function, exercise: Spec, says: str) -> None:
+    try:
+        assert says in str(refusal(exercise, make(answer(exercise), exercise)))
+    finally:
+        while handles:
+            handles.pop().remove()
+    assert torch.is_grad_enabled()
+
+
+# ---- Whatever a notebook has set, and whatever comes back ----
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name)
+@pytest.mark.parametrize("setting", ["meta device", "no gradients", "float64", "inference"])
+def test_right_answer_passes_whatever_a_notebook_has_set(exercise: Exercise, setting: str) -> None:
+    solution = answer(exercise)
+    try:
+        if setting == "meta device":
+            torch.set_default_device("meta")
+        elif setting == "float64":
+            torch.set_default_dtype(torch.float64)
+        elif setting == "no gradients":
+            torch.set_grad_enabled(False)
+        with torch.inference_mode(setting == "inference"):
+            exercise(solution)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+
+
+class Broken(nn.Module):
+    @property
+    def scaling(self) -> float:
+        raise ValueError("no scaling")
+
+
+loop: list[Any] = []
+loop.append(loop)
+ODD: list[Any] = [
+    None, True, 0, -1, 10**400, float("nan"), float("inf"), 1j, "text", "\ud800", b"bytes", ..., [],
+    (), {}, {1: {2}}, loop, [None, None], (1, 2), (1, 2, 3), [1.0, "a", None], object(), object,
+    int, len, range(3), Broken(), nn.Module(), nn.Linear(2, 3), nn.Linear(0, 0), nn.ReLU(),
+    torch.tensor(1.0), torch.tensor([]), torch.tensor(True), torch.tensor([True, False]),
+    torch.tensor(1j), torch.tensor([1 + 1j, 2]), torch.tensor(3), torch.empty(0, 3),
+    torch.empty(2, device="meta"), torch.eye(3).to_sparse(), torch.full((2, 2), float("nan")),
+    torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), torch.ones(2, 3, 4, 5, 6),
+    torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), nn.Parameter(torch.ones(2)),
+    (torch.ones(2), None), (torch.ones(2), torch.ones(2, 2)), [torch.ones(1)] * 3, torch.float32,
+    torch.device("cpu"), iter([1, 2]), Exception("x"), (1.0, 2.0, "higher"), (1.0, 2.0, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name)
+@pytest.mark.filterwarnings("ignore")
+def test_odd_value_gets_a_sentence(exercise: Exercise) -> None:
+    for odd in ODD:
+        with pytest.raises(CheckFailed) as caught:  # and not a CheckError
+            exercise(lambda *args, odd=odd: odd)
+        assert str(caught.value).startswith(exercise.number)
