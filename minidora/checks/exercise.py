@@ -130,7 +130,8 @@ class Answer:
 
     def probe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function of runner/probe.py with the learner's object as its first argument."""
-        reply = self.reach(function.__name__, args, kwargs)
+        name = function.__name__
+        reply = probe.unchanged(name, args, self.reach(name, args, kwargs))
         if "error" not in reply:
             try:
                 return probe.unpack(reply["value"])

@@ -4,20 +4,30 @@ What runs a learner's code (runner/worker.py) never decides anything: it is aske
 and the check judges that here. The notebook's own check cells and stored outputs are not looked at.
 """
 
-import re
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from minidora.checks.exercise import Answer, CheckFailed, Exercise, Lesson, NotStarted
-from minidora.classroom.notebook import Notebook
-from minidora.runner.process import Lost, Worker, WorkerPool
+from minidora.checks.exercise import (
+    Answer,
+    CheckError,
+    CheckFailed,
+    Exercise,
+    Lesson,
+    NotStarted,
+    State,
+)
+from minidora.classroom.notebook import CHECK_CELL, Notebook
+from minidora.runner import sandbox
+from minidora.runner.process import Lost, NotReady, Worker, WorkerPool
 
-CHECK_CELL = re.compile(r"\s*checks\.\w+\([^\n]*\)\s*;?\s*")
 GRACE = 5.0
 """Seconds that a process may answer late, before it is ended."""
+MOST_STARTS = 10
+"""How often the process of one notebook is started anew."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +43,17 @@ class Limits:
 class Result:
     """What became of one exercise.
 
-    state: "done", "failing", "not started", or "missing" where nothing defines the answer.
     message: why it is not done. cell: number of the cell with the answer, counted from 1.
     """
 
     exercise: Exercise
-    state: str
+    state: State
     message: str = ""
     cell: int | None = None
 
     @property
     def points(self) -> int:
-        return self.exercise.points if self.state == "done" else 0
+        return self.exercise.points if self.state is State.DONE else 0
 
 
 # ---- A notebook at work ----
@@ -59,20 +68,21 @@ class Session:
         notebook: Notebook,
         lesson: Lesson,
         limits: Limits,
-        shut: list[str],
+        submission: Path | None,
     ) -> None:
         self.workers = workers
         self.notebook = notebook
         self.lesson = lesson
         self.limits = limits
-        self.shut = shut
+        self.submission = submission
         self.deadline = time.monotonic() + limits.seconds
         self.worker: Worker | None = None
+        self.starts = 0
+        self.not_ready = ""  # why no process could be started
         self.errors: dict[int, dict[str, Any]] = {}  # by cell
         self.fatal: set[int] = set()  # cells that ended the process
 
     def __enter__(self) -> Self:
-        # A class's code works in an empty folder, a learner's own beside the notebook.
         self.folder = tempfile.TemporaryDirectory(prefix="minidora-", ignore_cleanup_errors=True)
         return self
 
@@ -106,17 +116,16 @@ class Session:
                 kwargs=kwargs,
                 seconds=exercise.seconds,
             )
+        except NotReady as fault:
+            self.not_ready = str(fault)
+            return {"error": "lost", "message": str(fault)}
         except Lost as lost:
             return {"error": "lost", "message": str(lost)}
 
     def _run_cells(self) -> None:
         """Run every code cell but the checks, again without those that ended the process."""
         while self.worker is None:
-            begun = time.monotonic()
-            self.worker = self.workers.start(self.limits.memory_gib)
-            self.deadline += time.monotonic() - begun  # this is not the notebook's time
-            folder = self.folder.name if self.shut else str(self.notebook.path.parent.resolve())
-            self.ask("enter", 30.0, folder=folder, closed=self.lesson.closed, shut=self.shut)
+            self._start()
             for cell in self.notebook.cells:
                 skip = (
                     not cell.code or CHECK_CELL.fullmatch(cell.source) or cell.index in self.fatal
@@ -137,6 +146,24 @@ class Session:
                 if "error" in reply:
                     self.errors[cell.index] = reply
 
+    def _start(self) -> None:
+        if self.starts == MOST_STARTS:
+            raise Lost(f"not run again: its process ended {MOST_STARTS} times")
+        self.starts += 1
+        begun = time.monotonic()
+        memory = self.limits.memory_gib
+        place: dict[str, Any] = {"folder": self.folder.name, "show": "", "hide": False}
+        if self.submission is None:
+            self.worker = self.workers.start(memory)
+            place["folder"] = str(self.notebook.path.parent.resolve())
+        elif self.workers.sandboxed:
+            self.worker = self.workers.start_in_sandbox(memory, self.lesson.closed, self.submission)
+            place = {"folder": sandbox.WORK, "show": sandbox.SUBMISSION, "hide": True}
+        else:
+            self.worker = self.workers.start(memory)
+        self.deadline += time.monotonic() - begun  # this is not the notebook's time
+        self.ask("enter", 30.0, **place)
+
     def _end(self) -> None:
         if self.worker is not None:
             self.worker.close()
@@ -152,27 +179,28 @@ def judge(
     lesson: Lesson,
     exercises: Iterable[Exercise],
     limits: Limits,
-    shut: list[str] | None = None,
+    submission: Path | None = None,
+    debug: bool = False,
 ) -> list[Result]:
-    """Run a notebook and check these exercises of its lesson; it is not run for bare stubs.
+    """Run a notebook, unless nothing was written into it, and check these of its exercises.
 
     Args:
-        shut: files and folders that its code may not open, in a class; None for a learner's own.
+        submission: in a class, the folder (or the notebook alone) that the student's code may
+            see; None for a learner's own notebook, which runs beside its files.
+        debug: raise what breaks a check, instead of a Result that tells of it.
     """
     if notebook.problem:
-        return [Result(exercise, "failing", notebook.problem) for exercise in exercises]
-    with Session(workers, notebook, lesson, limits, shut or []) as session:
-        return [
-            Result(
-                exercise, "not started", exercise.not_started, notebook.cells_of(exercise)[0].index
-            )
-            if notebook.untouched(exercise)
-            else _judge_one(session, exercise)
-            for exercise in exercises
-        ]
+        return [Result(exercise, State.FAILING, notebook.problem) for exercise in exercises]
+    with Session(workers, notebook, lesson, limits, submission) as session:
+        if notebook.untouched(lesson):
+            return [
+                Result(one, State.NOT_STARTED, one.not_started, notebook.cells_of(one)[0].index)
+                for one in exercises
+            ]
+        return [_judge_one(session, exercise, debug) for exercise in exercises]
 
 
-def _judge_one(session: Session, exercise: Exercise) -> Result:
+def _judge_one(session: Session, exercise: Exercise, debug: bool) -> Result:
     cells = session.notebook.cells_of(exercise)
     cell = cells[-1].index if cells else None
     missing = False
@@ -189,16 +217,17 @@ def _judge_one(session: Session, exercise: Exercise) -> Result:
         return {"error": "lost", "message": f"no cell defines {exercise.answer}"}
 
     try:
-        exercise.check(Answer(exercise, reach))
+        exercise.check(Answer(exercise, reach), debug)
     except NotStarted as failed:
-        return Result(exercise, "not started", str(failed), cell)
+        return Result(exercise, State.NOT_STARTED, str(failed), cell)
     except CheckFailed as failed:
+        if session.not_ready:
+            return Result(exercise, State.CHECK_ERROR, session.not_ready, cell)
         message = str(failed)
         if len(cells) > 1:
             numbers = " and ".join(str(cell.index) for cell in cells)
             message += f"\nCells {numbers} define {exercise.answer}: the last one counts."
-        return Result(exercise, "missing" if missing else "failing", message, cell)
-    except Exception as error:  # a check that an odd answer trips up must not stop the others
-        text = f"{exercise.number} {exercise.answer}: the check could not read this answer"
-        return Result(exercise, "failing", f"{text} ({type(error).__name__}: {error})", cell)
-    return Result(exercise, "done", cell=cell)
+        return Result(exercise, State.MISSING if missing else State.FAILING, message, cell)
+    except CheckError as error:
+        return Result(exercise, State.CHECK_ERROR, str(error), cell)
+    return Result(exercise, State.DONE, cell=cell)

@@ -1,5 +1,6 @@
 """What the terminal says about exercises: a learner's progress, and the table of a class."""
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -7,14 +8,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from minidora.checks import LESSONS
-from minidora.checks.exercise import Exercise, Lesson
+from minidora.checks.exercise import Exercise, Lesson, State
 from minidora.classroom import folder as folders
 from minidora.classroom import submissions
 from minidora.classroom.grade import Limits, Result, judge
 from minidora.classroom.notebook import Notebook
+from minidora.runner import sandbox
 from minidora.runner.process import WorkerPool
 
-STYLES = {"done": "green", "failing": "red", "not started": "dim", "missing": "yellow"}
+STYLES = {
+    State.DONE: "green",
+    State.FAILING: "red",
+    State.NOT_STARTED: "dim",
+    State.MISSING: "yellow",
+    State.CHECK_ERROR: "magenta",
+}
 
 
 def status(folder: Path | None, limits: Limits | None = None) -> None:
@@ -32,15 +40,18 @@ def status(folder: Path | None, limits: Limits | None = None) -> None:
             for result in _judge(workers, notebook, lesson, lesson.exercises, limits or Limits()):
                 exercise = result.exercise
                 total += 1
-                done += result.state == "done"
+                done += result.state is State.DONE
                 style = STYLES[result.state]
                 table.add_row(
                     exercise.number, exercise.title, f"[{style}]{result.state}[/]",
                     str(exercise.minutes),
                 )  # fmt: skip
-                if result.state != "done":
+                if result.state is not State.DONE:
                     left.append((result, notebook))
     console.print(table)
+    for result, _ in left:
+        if result.state is State.CHECK_ERROR:
+            console.print(escape(result.message))
     minutes = sum(result.exercise.minutes for result, _ in left)
     console.print(f"{done} of {total} done, about {minutes} minutes left.")
     if left:
@@ -48,12 +59,21 @@ def status(folder: Path | None, limits: Limits | None = None) -> None:
         where = f" in {notebook.path}" if notebook else ""
         number = result.exercise.number
         console.print(escape(f"Next: {number}, {result.exercise.title}{where}"))
-        if result.state == "failing":
+        if result.state is State.FAILING:
             console.print(escape(f"What is wrong with it: minidora check {number}"))
 
 
-def check(folder: Path | None, what: list[str], limits: Limits, quiet: bool = False) -> bool:
-    """Check lessons or exercises (all without any) and print each; whether all are done."""
+def check(
+    folder: Path | None,
+    what: list[str],
+    limits: Limits,
+    quiet: bool = False,
+    debug: bool = False,
+) -> bool:
+    """Check lessons or exercises (all without any) and print each; whether all are done.
+
+    With debug, raise what breaks a check.
+    """
     console = Console(highlight=False, quiet=quiet, soft_wrap=True)
     work = folders.work_folder(folder)
     chosen: dict[int, list[Exercise]] = {}
@@ -66,9 +86,9 @@ def check(folder: Path | None, what: list[str], limits: Limits, quiet: bool = Fa
             notebook, note = folders.find_notebook(work, LESSONS[number])
             if note:
                 console.print(escape(f"Note: {note}."))
-            for result in _judge(workers, notebook, LESSONS[number], exercises, limits):
+            for result in _judge(workers, notebook, LESSONS[number], exercises, limits, debug):
                 console.print(_line(result, notebook))
-                all_done &= result.state == "done"
+                all_done &= result.state is State.DONE
     return all_done
 
 
@@ -78,31 +98,34 @@ def _judge(
     lesson: Lesson,
     exercises: list[Exercise],
     limits: Limits,
+    debug: bool = False,
 ) -> list[Result]:
     if notebook is None:
-        return [Result(exercise, "missing", "no notebook") for exercise in exercises]
-    return judge(workers, notebook, lesson, exercises, limits)
+        return [Result(exercise, State.MISSING, "no notebook") for exercise in exercises]
+    return judge(workers, notebook, lesson, exercises, limits, debug=debug)
 
 
 def _line(result: Result, notebook: Notebook | None) -> str:
     """One exercise: state, and where and why it is not done."""
     exercise = result.exercise
     first = f"[{STYLES[result.state]}]{result.state}[/]  {exercise.number} {exercise.answer}"
-    if result.state == "done":
+    if result.state is State.DONE:
         return first
     place = f", cell {result.cell}" if result.cell else ""
     where = f"  [dim]{escape(str(notebook.path))}{place}[/]" if notebook else ""
     advice = ""
-    if result.state == "missing":
+    if result.state is State.MISSING:
         advice = f"\n  `minidora reset {exercise.number}` puts its cell back"
     elif notebook and notebook.problem:
         advice = f"\n  `minidora reset {exercise.lesson}` puts the notebook back"
-    text = result.message if result.state != "not started" else "not started"
+    text = result.message if result.state is not State.NOT_STARTED else "not started"
     message = "" if text == "not started" else "\n  " + escape(text).replace("\n", "\n  ")
     return first + where + message + advice
 
 
-def grade_class(report: Path, named: list[Path], limits: Limits) -> None:
+def grade_class(
+    report: Path, named: list[Path], limits: Limits, require_sandbox: bool = False
+) -> None:
     """Grade the one folder of submissions, print points by student, write the report."""
     if len(named) != 1 or not named[0].is_dir():
         got = ", ".join(map(str, named)) or "none"
@@ -110,20 +133,38 @@ def grade_class(report: Path, named: list[Path], limits: Limits) -> None:
             "--report needs one folder of submissions (STUDENT/*.ipynb or STUDENT.ipynb), "
             f"got {got}"
         )
-    console = Console(highlight=False)
-    graded = submissions.grade(named[0], limits)
-    if not graded:
+    console = Console(highlight=False, soft_wrap=True)
+    problem = sandbox.problem()
+    if problem and require_sandbox:
+        raise folders.UserError(f"there is no sandbox, and --require-sandbox is given: {problem}")
+    if problem:
+        console.print(escape(f"Deliberate cheats are not stopped: {problem}."))
+    else:
+        os.environ["MINIDORA_DEVICE"] = "cpu"  # no GPU is in the sandbox
+
+    def progress(line: str) -> None:
+        console.print(escape(line))
+
+    try:
+        rows = submissions.grade(named[0], report, limits, not problem, progress)
+    except KeyboardInterrupt:
+        progress(
+            f"Interrupted. What is graded is in {report}; the same command goes on from there."
+        )
+        raise
+    if not rows:
         raise folders.UserError(f"no exercise notebook was found in {named[0]}")
-    submissions.write_report(report, graded)
     table = Table("student", "lesson", "points", "of", "not done")
-    for submission, results in graded:
-        open_ones = [result.exercise.number for result in results if result.state != "done"]
+    graded: dict[tuple[str, str], list[submissions.Row]] = {}
+    for row in rows:
+        graded.setdefault((row["student"], row["exercise"].split(".")[0]), []).append(row)
+    for (student, lesson), part in graded.items():
         table.add_row(
-            escape(submission.student),
-            str(submission.lesson),
-            str(sum(result.points for result in results)),
-            str(sum(result.exercise.points for result in results)),
-            ", ".join(open_ones),
+            escape(student),
+            lesson,
+            str(sum(int(row["points"]) for row in part)),
+            str(sum(int(row["max_points"]) for row in part)),
+            ", ".join(row["exercise"] for row in part if row["state"] != State.DONE),
         )
     console.print(table)
     console.print(escape(f"{len(graded)} notebooks; every message is in {report}"))

@@ -1,28 +1,50 @@
 """Grade a class: every submission's notebooks against the checks, into a table.
 
-Students' code runs without a sandbox (docs/teaching.md says how to contain it), but apart from the
-verdict: the checks run here, on data that the student's process hands over.
+Students' code runs in a sandbox where there is one (runner/sandbox.py), and apart from the verdict
+everywhere: the checks run here, on data that the student's process hands over.
 """
 
 import csv
+import hashlib
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from minidora.checks import LESSONS, Lesson
-from minidora.classroom.folder import ROOT
+from minidora.checks import LESSONS
+from minidora.checks.exercise import State
+from minidora.classroom.folder import UserError
 from minidora.classroom.grade import Limits, Result, judge
 from minidora.classroom.notebook import Notebook, read_notebook
+from minidora.runner import sandbox
 from minidora.runner.process import WorkerPool
 
-COLUMNS = ("student", "notebook", "exercise", "title", "state", "points", "max_points", "message")
+COLUMNS = (
+    "student", "notebook", "exercise", "title", "state", "points", "max_points", "message",
+    "fingerprint",
+)  # fmt: skip
+LONGEST = 4000
+"""Letters of a message in the report; a spreadsheet's cell holds 32,767."""
+
+SKIPPED = {"__MACOSX"}
+"""Folders that a program for archives adds; those that begin with a dot are skipped too."""
+
+Row = dict[str, str]
+"""A row of the report: one exercise of one student."""
 
 
-@dataclass(frozen=True)
+# ---- Who handed in what ----
+
+
+@dataclass(frozen=True, eq=False)
 class Submission:
-    """One student's notebook of one lesson; None where there is none."""
+    """One student's notebook of one lesson; None where there is none.
+
+    student: as the file or folder is called, whatever that is: readable(student) can be printed.
+    """
 
     student: str
     lesson: int
@@ -55,19 +77,31 @@ def collect(folder: Path) -> list[Submission]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(student, notebook); (student, folder) where a student's folder holds none."""
+    """(student, notebook); (student, folder) where a student's folder holds none.
+
+    Links are left out: one could point at somebody else's work.
+    """
     for entry in sorted(folder.iterdir()):
-        if entry.is_symlink() or entry.name.startswith("."):
-            continue  # a link could point at somebody else's work
+        if entry.is_symlink() or _skipped(entry.name):
+            continue
         if entry.is_dir():
-            paths = [
-                path
-                for path in sorted(entry.rglob("*.ipynb"))
-                if ".ipynb_checkpoints" not in path.parts and not path.is_symlink()
-            ]
+            paths = []
+            for where, folders, names in os.walk(entry):
+                folders[:] = sorted(name for name in folders if not _skipped(name))
+                paths += [Path(where, name) for name in sorted(names) if _is_notebook(where, name)]
             yield from ((entry.name, path) for path in paths or [entry])
-        elif entry.suffix == ".ipynb":
+        elif _is_notebook(str(folder), entry.name):
             yield entry.stem, entry
+
+
+def _skipped(name: str) -> bool:
+    return name.startswith(".") or name in SKIPPED
+
+
+def _is_notebook(folder: str, name: str) -> bool:
+    if not name.lower().endswith(".ipynb") or name.startswith("."):
+        return False
+    return not os.path.islink(os.path.join(folder, name))
 
 
 def _choose(student: str, lesson: int, notebooks: list[Notebook], damaged: list[str]) -> Submission:
@@ -80,56 +114,169 @@ def _choose(student: str, lesson: int, notebooks: list[Notebook], damaged: list[
     return Submission(student, lesson, chosen, note)
 
 
+# ---- Grading ----
+
+
 def grade(
     folder: Path,
+    report: Path,
     limits: Limits,
-    jobs: int | None = None,
-    progress: Callable[[Submission, list[Result]], None] | None = None,
-) -> list[tuple[Submission, list[Result]]]:
-    """Judge all submissions in the folder, so many at a time (one for each core)."""
+    sandboxed: bool,
+    progress: Callable[[str], None] = print,
+) -> list[Row]:
+    """Judge all submissions in the folder, one on each core at a time, and write the report.
+
+    The report is written as it goes. Of a report that is there already, what still holds is kept:
+    the rows of notebooks that have not changed since, graded by the same checks.
+
+    Args:
+        progress: what to do with a line on each submission that is done.
+
+    Raises:
+        UserError: the file of the report is there, and is no report.
+        KeyboardInterrupt: the report holds what was graded until then.
+    """
     submissions = collect(folder)
+    if not submissions:
+        return []
+    course = _course(limits, sandboxed)
+    marks = {one: _fingerprint(one, course) for one in submissions}
+    before = _read(report)
+    rows = {
+        one: before[marks[one]]
+        for one in submissions
+        if len(before.get(marks[one], [])) == len(LESSONS[one.lesson].exercises)
+    }
+    _write(report, rows.values())
+    if rows:
+        progress(f"{len(rows)} of {len(submissions)} are in {report} already, and unchanged.")
 
-    def one(submission: Submission) -> tuple[Submission, list[Result]]:
-        lesson = LESSONS[submission.lesson]
-        if submission.notebook is None:
-            results = [
-                Result(one, "missing", "no notebook of this lesson.") for one in lesson.exercises
-            ]
-        else:
-            shut = _shut(lesson, folder)
-            results = judge(workers, submission.notebook, lesson, lesson.exercises, limits, shut)
-        if progress is not None:
-            progress(submission, results)
-        return submission, results
+    def one(submission: Submission) -> list[Row]:
+        results = _judge(workers, folder, submission, limits)
+        return [_row(submission, result, marks[submission]) for result in results]
 
-    with WorkerPool() as workers, ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        return list(pool.map(one, submissions))
-
-
-def _shut(lesson: Lesson, folder: Path) -> list[str]:
-    """What students' code may not open: where answers are, and each other's work."""
-    names = ["solutions", "tests", ".git", "minidora/checks", "minidora/__pycache__"]
-    names += [f"{module.replace('.', '/')}.py" for module in lesson.closed]
-    return [str(folder.resolve()), *(str(ROOT / name) for name in names)]
-
-
-def write_report(path: Path, graded: Iterable[tuple[Submission, list[Result]]]) -> None:
-    """One row for each student and exercise, as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for submission, results in graded:
-            notebook = submission.notebook.path.name if submission.notebook else ""
-            for result in results:
-                exercise = result.exercise
-                message = " ".join(f"{result.message} {submission.note}".split())
-                row = (
-                    submission.student, notebook, exercise.number, exercise.title, result.state,
-                    result.points, exercise.points, message,
-                )  # fmt: skip
-                writer.writerow([_harmless(value) for value in row])
+    with ThreadPoolExecutor(os.cpu_count()) as threads, WorkerPool(sandboxed) as workers:
+        left = {threads.submit(one, each): each for each in submissions if each not in rows}
+        try:
+            for future in as_completed(left):
+                submission = left[future]
+                rows[submission] = future.result()
+                _append(report, rows[submission])
+                points = sum(int(row["points"]) for row in rows[submission])
+                progress(
+                    f"{len(rows)} of {len(submissions)}: {readable(submission.student)}, "
+                    f"lesson {submission.lesson}, {points} points"
+                )
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    ordered = [rows[submission] for submission in submissions]
+    _write(report, ordered)
+    return [row for part in ordered for row in part]
 
 
-def _harmless(value: object) -> object:
+def _judge(
+    workers: WorkerPool, folder: Path, submission: Submission, limits: Limits
+) -> list[Result]:
+    exercises = LESSONS[submission.lesson].exercises
+    notebook = submission.notebook
+    if notebook is None:
+        return [Result(one, State.MISSING, "no notebook of this lesson.") for one in exercises]
+    own = notebook.path if notebook.path.parent == folder else notebook.path.parent
+    try:
+        return judge(workers, notebook, LESSONS[submission.lesson], exercises, limits, own)
+    except Exception:  # a fault of ours with one notebook must not stop the others
+        stack = traceback.format_exc()
+        return [Result(one, State.CHECK_ERROR, stack) for one in exercises]
+
+
+# ---- The report ----
+
+
+def _course(limits: Limits, sandboxed: bool) -> bytes:
+    """What a verdict depends on beside the notebook: the checks, and how they are made."""
+    digest = hashlib.sha256(repr((limits, sandboxed)).encode())
+    for path in sorted(sandbox.PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _fingerprint(submission: Submission, course: bytes) -> str:
+    """Differs when the notebook or the course does."""
+    digest = hashlib.sha256(course)
+    digest.update(repr((submission.student, submission.lesson, submission.note)).encode())
+    if submission.notebook is not None:
+        digest.update(submission.notebook.problem.encode("utf-8", "backslashreplace"))
+        for cell in submission.notebook.cells:
+            digest.update(repr((cell.code, cell.source, cell.grade_id)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _row(submission: Submission, result: Result, fingerprint: str) -> Row:
+    exercise = result.exercise
+    message = readable(f"{result.message} {submission.note}")
+    values = (
+        readable(submission.student),
+        readable(submission.notebook.path.name) if submission.notebook else "",
+        exercise.number,
+        exercise.title,
+        result.state.value,
+        str(result.points),
+        str(exercise.points),
+        message if len(message) <= LONGEST else f"{message[:LONGEST]} ...",
+        "" if result.state is State.CHECK_ERROR else fingerprint,  # to be judged again
+    )
+    return {name: _harmless(value) for name, value in zip(COLUMNS, values, strict=True)}
+
+
+def _read(report: Path) -> dict[str, list[Row]]:
+    """The rows of an earlier report, by fingerprint."""
+    if not report.is_file() or not report.stat().st_size:
+        return {}
+    try:
+        with report.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ())[:-1] != COLUMNS[:-1]:
+                raise ValueError
+            rows: dict[str, list[Row]] = {}
+            for row in reader:
+                if None not in row.values():  # as in a line that was cut off
+                    rows.setdefault(row["fingerprint"], []).append(row)
+            return rows
+    except (ValueError, csv.Error):
+        raise UserError(
+            f"{report} is there already, and is no report of a class: name another file"
+        ) from None
+
+
+def _write(report: Path, graded: Iterable[list[Row]]) -> None:
+    """The whole report, in this order."""
+    with report.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(COLUMNS)
+        for rows in graded:
+            csv.DictWriter(file, COLUMNS).writerows(rows)
+
+
+def _append(report: Path, rows: list[Row]) -> None:
+    with report.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, COLUMNS).writerows(rows)
+
+
+def readable(text: str) -> str:
+    """Text that can be printed and stored: in one line, and with escapes for the rest.
+
+    A file's name that is no UTF-8 is read as Latin-1.
+    """
+    with suppress(UnicodeEncodeError):
+        if any("\udc80" <= letter <= "\udcff" for letter in text):
+            text = text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return "".join(
+        letter if letter.isprintable() or letter in "\u200c\u200d"  # which join letters
+        else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )  # fmt: skip
+
+
+def _harmless(value: str) -> str:
     """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    return f"'{value}" if value[:1] in ("=", "+", "-", "@") else value

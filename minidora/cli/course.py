@@ -72,6 +72,9 @@ def check(
     report: Annotated[Path | None, typer.Option(help="Grade a class: write this CSV file.")] = None,
     seconds: Annotated[float, typer.Option(help="Time limit of one notebook.")] = 300.0,
     memory: Annotated[float, typer.Option(help="Memory limit of one notebook, in GiB.")] = 4.0,
+    require_sandbox: Annotated[
+        bool, typer.Option("--require-sandbox", help="With --report: refuse to grade without one.")
+    ] = False,
 ) -> None:
     """Check your exercises; exit code 1 if one is not done. Or grade a class with --report."""
     from minidora.classroom import report as reports
@@ -80,7 +83,8 @@ def check(
     limits = Limits(seconds=seconds, memory_gib=memory)
     with _explained():
         if report is not None:
-            reports.grade_class(report, [Path(name) for name in what or []], limits)
+            named = [Path(name) for name in what or []]
+            reports.grade_class(report, named, limits, require_sandbox)
         elif not reports.check(folder, what or [], limits):
             raise typer.Exit(1)
 

@@ -12,12 +12,14 @@ Nothing in this file knows a right answer: a submission can read all of it.
 import base64
 import copy
 import ctypes
+import importlib
 import inspect
+import json
 import linecache
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -30,7 +32,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from minidora.memory import LiveBytes
+with suppress(ImportError):  # in lesson 1's sandbox, where it is an answer; no probe needs it there
+    from minidora.memory import LiveBytes
 
 LONGEST = 100_000
 """Letters of the longest text that a probe hands back."""
@@ -41,22 +44,29 @@ LARGEST = 256 * 2**20
 
 # ---- Probes ----
 
+PROBES: dict[str, Callable[..., Any]] = {}
+"""What a check may ask for, by name."""
 
+
+def probe(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function a probe."""
+    PROBES[function.__name__] = function
+    return function
+
+
+@probe
 def call(answer: Callable[..., Any], *args: Any) -> Any:
-    """answer(*args). Raises Changed where an argument is not what it was before."""
-    before = [pack(argument) for argument in args]
-    result = answer(*args)
-    for index, argument in enumerate(args):
-        if pack(argument) != before[index]:
-            raise Changed(argument_name(answer, index))
-    return result
+    """answer(*args), which leaves its arguments as they are (see unchanged)."""
+    return answer(*args)
 
 
+@probe
 def calls(answer: Callable[..., Any], rounds: list[list[Any]]) -> list[Any]:
     """answer(*args) for each of the rounds, all looked at after the last."""
     return [answer(*args) for args in rounds]
 
 
+@probe
 def surroundings(answer: Callable[..., Any], *args: Any) -> list[str]:
     """What answer(*args) changes and should not: arguments by their name, and torch's state."""
     before = [pack(argument) for argument in args]
@@ -88,6 +98,7 @@ def _torch_state() -> dict[str, Any]:
     }
 
 
+@probe
 def away(answer: Callable[..., Any], *args: Any) -> Any:
     """answer(*args) where the arguments are on another device than the CPU.
 
@@ -210,6 +221,7 @@ def _moved(argument: Any) -> Any:
     return argument
 
 
+@probe
 def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
     """Parameters of the module answer(*args) that are, or overlap, those of a module in args."""
     given = [p for module in args if isinstance(module, nn.Module) for p in module.parameters()]
@@ -221,6 +233,7 @@ def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
     ]
 
 
+@probe
 def build(answer: Callable[..., Any], *args: Any) -> Any:
     """answer(*args) for a class that may change what it is given, as an adapter freezes its base.
 
@@ -230,12 +243,14 @@ def build(answer: Callable[..., Any], *args: Any) -> Any:
     return {"made": made, "given": list(args)}
 
 
+@probe
 def in_place(answer: Callable[..., Any], subject: Any, *args: Any) -> Any:
     """The subject (a model, say) after answer(subject, *args), which is there to change it."""
     answer(subject, *args)
     return subject
 
 
+@probe
 def gradients(
     answer: Callable[..., Any], args: list[Any], wrt: list[int], *cotangents: Tensor
 ) -> dict[str, Any]:
@@ -258,6 +273,7 @@ def gradients(
     return {"value": value, "gradients": [leaves[index].grad for index in wrt]}
 
 
+@probe
 def layer(
     answer: Callable[..., nn.Module],
     args: list[Any],
@@ -285,6 +301,7 @@ def layer(
     return {"module": module, "start": start, "value": value, "x": x.grad, "gradients": grads}
 
 
+@probe
 def step(answer: Callable[..., nn.Module], args: list[Any], x: Tensor) -> dict[str, Any]:
     """Train the module answer(*args) for one step of SGD on x.
 
@@ -303,6 +320,7 @@ def _one_step(module: nn.Module, x: Tensor, dy: Tensor) -> None:
         torch.optim.SGD(live, lr=0.1).step()
 
 
+@probe
 def use(
     answer: Callable[..., nn.Module],
     args: list[Any],
@@ -348,6 +366,7 @@ def use(
     return found
 
 
+@probe
 def cost(
     answer: Callable[..., Any],
     args: list[Any],
@@ -411,19 +430,47 @@ class Shifted(nn.Module):
 
 
 def run(
-    answer: Any, probe: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float
+    answer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """{"value": packed result}, or what went wrong: {"error": kind, "message": ..., "where": ...}.
+    """{"value": packed result, "after": packed arguments, "names": theirs}, or what went wrong:
+    {"error": kind, "message": ..., "where": ...}.
 
     The kinds are "not started", "changed" (an argument), "time" and "raised".
     """
+    function = PROBES[name]
+    importlib.import_module("torch._dynamo")  # torch does so at odd moments, for seconds
     try:
         with time_limit(seconds), plain_torch():
-            return {"value": pack(globals()[probe](answer, *args, **kwargs))}
+            value = function(answer, *args, **kwargs)
+            reply = {"value": pack(value)}
+            if name in LEAVE_ARGUMENTS:
+                reply["after"] = [pack(argument) for argument in args]
+                reply["names"] = [argument_name(answer, index) for index in range(len(args))]
+            return reply
     except KeyboardInterrupt:  # a person stopped it
         raise
     except BaseException as error:
         return describe(error)
+
+
+LEAVE_ARGUMENTS = {"call", "surroundings"}
+"""Probes of an answer that may not change what it is given."""
+
+
+def unchanged(name: str, args: tuple[Any, ...], reply: dict[str, Any]) -> dict[str, Any]:
+    """The reply, or an error "changed" in its place where an argument came back different.
+
+    This is looked at where the check is, with the arguments that were sent: what an answer did to
+    its own copies cannot be told by the process that it runs in.
+    """
+    if name in LEAVE_ARGUMENTS and "error" not in reply:
+        after = dict(enumerate(reply.get("after") or ()))
+        for index, argument in enumerate(args):
+            if json.dumps(pack(argument)) != json.dumps(after.get(index)):
+                names = dict(enumerate(reply.get("names") or ()))
+                message = str(names.get(index, f"argument {index + 1}"))
+                return {"error": "changed", "message": message, "where": ""}
+    return reply
 
 
 @contextmanager
@@ -453,9 +500,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     where = learners_line(error.__traceback__)
     message = " ".join(str(error).split())[:300]
     kind = "raised"
-    if isinstance(error, Changed):
-        kind = "changed"
-    elif isinstance(error, TimeUp):
+    if isinstance(error, TimeUp):
         kind = "time"
     elif isinstance(error, NotImplementedError) and "raise NotImpl" in where:
         kind = "not started"  # the stub; torch raises the same class, but from its own line
@@ -484,10 +529,6 @@ def argument_name(answer: Callable[..., Any], index: int) -> str:
         return list(inspect.signature(answer).parameters)[index]
     except (IndexError, TypeError, ValueError):
         return f"argument {index + 1}"
-
-
-class Changed(Exception):
-    """A function changed what it was given."""
 
 
 class TimeUp(BaseException):

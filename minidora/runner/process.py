@@ -2,28 +2,37 @@
 
 The other end of worker.py. A process has a time and a memory limit that it cannot lift: it
 is ended from here. (A limit on its address space would stop CUDA, which reserves far more than it
-uses; so its resident memory is looked at, ten times a second.)
+uses; so its resident memory is looked at, five times a second.)
 """
 
 import json
+import math
+import multiprocessing
 import os
 import pickle
-import secrets
-import select
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
-from minidora.runner.worker import CAN_FORK, LENGTH
+from minidora.runner import sandbox
+from minidora.runner.worker import LARGEST_REPLY, serve
 
-LARGEST_REPLY = 2**30
+MOST_ITEMS = 2**20
+"""Values in a reply: a short text can hold lists that fill gigabytes of memory."""
+
+MOST_PROCESSES = 100
 START_SECONDS = 300
 """How long a process may take to be ready: importing torch takes a minute on a busy machine."""
 
@@ -32,25 +41,30 @@ class Lost(Exception):
     """The process is gone, or was ended; the message says why."""
 
 
-class Worker:
-    """One process (minidora/runner/worker.py), watched from here for its time and its memory."""
+class NotReady(Lost):
+    """No process could be started: no fault of the learner's."""
 
-    def __init__(self, connection: socket.socket, memory_gib: float) -> None:
+
+class Worker:
+    """One process (worker.py), watched from here for its time and its memory."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        process: BaseProcess | subprocess.Popen[bytes],
+        memory_gib: float,
+    ) -> None:
         self.connection = connection
-        self.process: psutil.Process | None = None  # until it has said hello
+        self.process = process
+        self.root: psutil.Process | None = None  # it knows when its number goes to another
+        with suppress(psutil.Error):
+            self.root = psutil.Process(process.pid)
         self.memory = memory_gib * 2**30
         self.number = 0
-        self.buffer = b""
-
-    def says_hello(self, token: str) -> bool:
-        """Whether the other end is the process that we started, and not somebody else."""
-        try:
-            hello = json.loads(self._message(time.monotonic() + 10))
-            if secrets.compare_digest(str(hello["token"]), token):
-                self.process = psutil.Process(int(hello["pid"]))
-        except (Lost, OSError, ValueError, KeyError, TypeError, psutil.Error):
-            pass
-        return self.process is not None
+        self.deadline = math.inf
+        self.ended = ""  # why it was ended from here
+        self.closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def ask(self, action: str, wait: float, **request: Any) -> dict[str, Any]:
         """Send a request and wait so many seconds for the reply.
@@ -60,59 +74,67 @@ class Worker:
         """
         self.number += 1
         data = pickle.dumps({"action": action, "number": self.number, **request})
-        deadline = time.monotonic() + wait
+        self.deadline = time.monotonic() + wait
         try:
-            self.connection.settimeout(wait)
-            self.connection.sendall(LENGTH.pack(len(data)) + data)
-            reply = dict(json.loads(self._message(deadline)))
+            self.connection.send_bytes(data)
+            text = self.connection.recv_bytes(LARGEST_REPLY)
+            if sum(map(text.count, (b",", b"[", b"{"))) > MOST_ITEMS:
+                raise Lost("your code sent too much data")
+            reply = dict(json.loads(text))
             if reply["number"] != self.number:
                 raise Lost("your code wrote into the connection of the check")
             return reply
         except Lost:
             raise
-        except OSError:
-            raise Lost("your code ended the Python process") from None
+        except (EOFError, ConnectionError):
+            raise Lost(self.ended or "your code ended the Python process") from None
         except Exception:  # whatever a forged message may cause
-            raise Lost("your code wrote into the connection of the check") from None
+            forged = "your code wrote into the connection of the check"
+            raise Lost(self.ended or forged) from None
+        finally:
+            self.deadline = math.inf
 
-    def _message(self, deadline: float) -> bytes:
-        size = LENGTH.unpack(self._read(LENGTH.size, deadline))[0]
-        if size > LARGEST_REPLY:
-            raise Lost("your code sent too much data")
-        return self._read(size, deadline)
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        while len(self.buffer) < size:
-            if time.monotonic() > deadline:
-                raise Lost("stopped: its time was over, and it could not be interrupted")
-            if not select.select([self.connection], [], [], 0.1)[0]:
-                if sum(map(_memory, self._processes())) > self.memory:
-                    raise Lost(f"stopped: it used more than {self.memory / 2**30:g} GiB of memory")
-                continue
-            part = self.connection.recv(2**20)
-            if not part:
-                raise Lost("your code ended the Python process")
-            self.buffer += part
-        message, self.buffer = self.buffer[:size], self.buffer[size:]
-        return message
+    def _watch(self) -> None:
+        while not self.closed.wait(0.2):
+            processes = self._processes()
+            if time.monotonic() > self.deadline:
+                self.ended = "stopped: its time was over, and it could not be interrupted"
+            elif sum(map(_memory, processes)) > self.memory:
+                self.ended = f"stopped: it used more than {self.memory / 2**30:g} GiB of memory"
+            elif len(processes) > MOST_PROCESSES:
+                self.ended = f"stopped: it started more than {MOST_PROCESSES} processes"
+            if self.ended:
+                self._kill()
+                return
 
     def _processes(self) -> list[psutil.Process]:
         """The process and all that it started."""
-        if self.process is None:
+        if self.root is None:
             return []
         with suppress(psutil.Error):
-            return [*self.process.children(recursive=True), self.process]
-        return [self.process]
+            return [*self.root.children(recursive=True), self.root]
+        return [self.root]
 
-    def close(self) -> None:
-        """End the process and what it started."""
-        self.connection.close()
+    def _kill(self) -> None:
+        """End the process and what it started; in a sandbox the kernel ends all of it at once."""
         for process in self._processes():
             with suppress(psutil.Error):
                 process.kill()
-        if self.process is not None and hasattr(os, "killpg"):
+        if hasattr(os, "killpg") and isinstance(self.process, BaseProcess) and self.process.pid:
             with suppress(OSError):  # what it started and let go of
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the process, if it has not ended."""
+        if self.closed.is_set():
+            return
+        self.closed.set()
+        self._kill()
+        self.connection.close()
+        if isinstance(self.process, BaseProcess):
+            self.process.join()
+        else:
+            self.process.wait()
 
 
 def _memory(process: psutil.Process) -> int:
@@ -122,62 +144,84 @@ def _memory(process: psutil.Process) -> int:
 
 
 class WorkerPool:
-    """Starts workers. On Linux each is a copy of one process that has imported torch already."""
+    """Starts workers.
 
-    def __init__(self) -> None:
-        self.parent: subprocess.Popen[str] | None = None
-        self.parents: list[subprocess.Popen[str]] = []
+    On Linux each is a copy of one process that has imported torch already (macOS has fork, but its
+    libraries do not survive it); in a sandbox each is a new process.
+
+    Args:
+        sandboxed: whether a class's notebooks run in a sandbox.
+    """
+
+    def __init__(self, sandboxed: bool = False) -> None:
+        self.sandboxed = sandboxed
+        if sys.platform == "linux":
+            self.context = multiprocessing.get_context("forkserver")
+        else:
+            self.context = multiprocessing.get_context("spawn")
+        self.workers: list[Worker] = []
+        self.over = False
         self.lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._parent()  # so that it imports torch while we do something else
+        self.files = tempfile.TemporaryDirectory(prefix="minidora-")
+        if sys.platform == "linux" and not self.sandboxed:
+            # It imports torch while we do something else.
+            self.context.set_forkserver_preload(["minidora.runner.worker", "torch._dynamo"])
+            forkserver.ensure_running()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for parent in self.parents:
-            parent.kill()
-            parent.wait()
+        with self.lock:
+            self.over = True
+        for worker in self.workers:
+            worker.close()
+        self.files.cleanup()
 
     def start(self, memory_gib: float) -> Worker:
-        """A new worker. Raises Lost where none can be started."""
-        token = secrets.token_hex(16)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            parent = self._order(server.getsockname()[1], token)
-            server.settimeout(1.0)
-            for _ in range(START_SECONDS):
-                if parent.poll() is not None and CAN_FORK:
-                    break
-                with suppress(TimeoutError):
-                    worker = Worker(server.accept()[0], memory_gib)
-                    if worker.says_hello(token):
-                        return worker
-                    worker.close()
-        ended = parent.poll()
-        parent.kill()
-        why = f"was not ready after {START_SECONDS} s" if ended is None else f"ended with {ended}"
-        raise Lost(
-            f"not judged, for the process to run the notebook in {why}. That is not your code's "
-            "fault: check again when the machine has time and memory to spare"
-        )
-
-    def _order(self, port: int, token: str) -> subprocess.Popen[str]:
+        """A new worker. Raises NotReady where none can be started."""
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=serve, args=(theirs,))
         with self.lock:
-            parent = self._parent()
-            assert parent.stdin is not None
-            with suppress(OSError):
-                parent.stdin.write(f"{port} {token}\n")
-                parent.stdin.flush()
-            if not CAN_FORK:
-                self.parent = None  # it serves this one
-            return parent
+            process.start()
+        return self._ready(ours, theirs, process, memory_gib)
 
-    def _parent(self) -> subprocess.Popen[str]:
-        if self.parent is None or self.parent.poll() is not None:
-            self.parent = subprocess.Popen(
-                [sys.executable, "-m", "minidora.runner.worker"],
-                stdin=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"},
-            )
-            self.parents.append(self.parent)
-        return self.parent
+    def start_in_sandbox(
+        self, memory_gib: float, closed: Iterable[str], submission: Path
+    ) -> Worker:
+        """As start, behind the wall of sandbox.py."""
+        line = sandbox.command(closed, Path(self.files.name), submission)
+        ours, theirs = self.context.Pipe()
+        # A session of its own: Ctrl-C is for us, and no verdict about the learner.
+        process = subprocess.Popen(
+            line,
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self._ready(ours, theirs, process, memory_gib)
+
+    def _ready(
+        self,
+        ours: Connection,
+        theirs: Connection,
+        process: BaseProcess | subprocess.Popen[bytes],
+        memory_gib: float,
+    ) -> Worker:
+        theirs.close()
+        worker = Worker(ours, process, memory_gib)
+        with self.lock:
+            self.workers.append(worker)
+        if self.over:  # whoever is still at work when a person stops us
+            worker.close()
+        try:
+            worker.ask("ready", START_SECONDS)
+        except Lost:
+            worker.close()
+            raise NotReady(
+                "not judged, because there was no process to run the notebook in "
+                f"({worker.ended or 'it ended at once'}). That is not your code's fault: "
+                "check again when the machine has time and memory to spare"
+            ) from None
+        return worker

@@ -19,7 +19,6 @@ from minidora.classroom import folder as folders
 from minidora.classroom.notebook import is_stub, read_notebook
 from minidora.runner import process
 from minidora.runner.process import WorkerPool
-from minidora.runner.worker import CAN_FORK
 
 ROOT = folders.ROOT
 NAME = "03_dora_decomposition"
@@ -329,6 +328,11 @@ def test_bare_stubs_are_not_run(work: Work, monkeypatch: Any) -> None:
          "    def forward(self, x):\n        raise NotImplementedError()", False),
         ("def f(x):\n    y = x\n    raise NotImplementedError()", False),
         ("def f(x):\n    raise ValueError", False),
+        ("def f(x):\n    raise NotImplementedError\nf = abs", False),
+        ("@cache\ndef f(x):\n    raise NotImplementedError", False),
+        ("def f(x, y=print(1)):\n    raise NotImplementedError", False),
+        ("def f(x):\n    raise NotImplementedError\nfor f in [abs]: pass", False),
+        ("def f(x):\n    return 0x" + "f" * 9999, False),
         ("f = abs", False),
         ("def f(x:", False),
         ('def f(x):\n    """Only words."""', False),
@@ -344,8 +348,54 @@ def test_a_stub_whose_methods_come_from_another_cell_is_run(
     cell = {"cell_type": "code", "source": "DoRALinear.forward = lambda self, x: x", "metadata": {}}
     work.change(lambda cells: cells.append(cell))
     copy = read_notebook(work.path)
-    untouched = {one.name: copy.untouched(one) for one in LESSON.exercises}
-    assert untouched == {one.name: one.name != "dora_linear" for one in LESSON.exercises}
+    assert not copy.untouched(LESSON)
+
+
+@pytest.mark.parametrize("lesson", checks.LESSONS.values(), ids=lambda lesson: lesson.name)
+def test_a_new_copy_is_untouched_and_a_solution_is_not(lesson: Any) -> None:
+    for folder, untouched in (("exercises", True), ("solutions", False)):
+        copy = read_notebook(ROOT / folder / f"{lesson.name}.ipynb")
+        assert copy.untouched(lesson) is untouched
+
+
+BODY = "weight.norm(dim=1)"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"if True:\n    def row_norm(weight):\n        return {BODY}",
+        f"try:\n    row_norm = lambda weight: {BODY}\nfinally:\n    pass",
+        f"for row_norm in [lambda weight: {BODY}]:\n    pass",
+        f"with open('/dev/null'):\n    row_norm = lambda weight: {BODY}",
+        f"row_norm: object = lambda weight: {BODY}",
+        f"(row_norm := lambda weight: {BODY})",
+        f"row_norm, other = (lambda weight: {BODY}), 1",
+        f"match (lambda weight: {BODY}):\n    case row_norm:\n        pass",
+        f"globals()['row_' + 'norm'] = lambda weight: {BODY}",
+        f"exec('def row_norm(weight): return {BODY}')",
+        f"def define():\n    global row_norm\n    row_norm = lambda weight: {BODY}\n\ndefine()",
+        f"import __main__\nsetattr(__main__, 'row_norm', lambda weight: {BODY})",
+        f"%%time\ndef row_norm(weight):\n    return {BODY}",
+        f"%time row_norm = lambda weight: {BODY}",
+        "from IPython import get_ipython as g\ng().user_ns['row_norm'] = lambda w: w.norm(dim=1)",
+        f"%%capture said\nprint(1)\nrow_norm = lambda weight: {BODY}",
+        f"import asyncio\nawait asyncio.sleep(0)\nrow_norm = lambda weight: {BODY}",
+        f"async def made():\n    return lambda weight: {BODY}\n\nrow_norm = await made()",
+        f"get_ipython().run_line_magic('matplotlib', 'inline')\nrow_norm = lambda weight: {BODY}",
+        f"%config InlineBackend.figure_format = 'retina'\n%load_ext nothing_like_it\n"
+        f"row_norm = lambda weight: {BODY}",
+        f"%%writefile lengths.py\ndef row_norm(weight):\n    return {BODY}",
+    ],
+)  # fmt: skip
+def test_what_the_notebook_defines_below_its_stub_counts(
+    work: Work, workers: WorkerPool, source: str
+) -> None:
+    cells = [{"cell_type": "code", "source": source, "metadata": {}}]
+    if "writefile" in source:
+        cells.append({"cell_type": "code", "source": "from lengths import *", "metadata": {}})
+    work.change(lambda own: own.extend(cells))
+    assert states(work, workers)["row_norm"].state == "done"
 
 
 def test_missing_and_duplicated_cells(work: Work, workers: WorkerPool) -> None:
@@ -499,22 +549,16 @@ def test_solution_is_shown_after_passing_or_as_a_spoiler(work: Work) -> None:
     assert work.run("solution", "3.1").stdout == text
 
 
-@pytest.mark.skipif(not CAN_FORK, reason="the script that stands for a process is a shell's")
 @pytest.mark.parametrize(
-    ("script", "why"),
-    [("exit 7", "ended with 7"), ("exec sleep 60", "was not ready after 1 s")],
+    ("serve", "memory", "why"),
+    [(print, 4.0, "it ended at once"), (process.serve, 0.0, "it used more than 0 GiB of memory")],
 )
 def test_a_machine_that_cannot_start_a_process_is_not_the_learners_fault(
-    tmp_path: Path, work: Work, monkeypatch: Any, script: str, why: str
+    work: Work, workers: WorkerPool, monkeypatch: Any, serve: Any, memory: float, why: str
 ) -> None:
-    stand_in = tmp_path / "python"
-    stand_in.write_text(f"#!/bin/sh\n{script}\n")
-    stand_in.chmod(0o755)
-    monkeypatch.setattr(process, "START_SECONDS", 1)
-    monkeypatch.setattr(process.sys, "executable", str(stand_in))
+    monkeypatch.setattr(process, "serve", serve)
     work.solve("row_norm")
-    with WorkerPool() as poor:
-        result = states(work, poor)["row_norm"]
-    assert result.state == "failing"
-    assert f"the process to run the notebook in {why}" in result.message
+    result = states(work, workers, memory_gib=memory)["row_norm"]
+    assert result.state == "check error"
+    assert why in result.message
     assert "not your code's fault" in result.message
