@@ -13,16 +13,22 @@ import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from minidora.dora import DoRALinear
-from minidora.lora import Adapter, LoRALinear, check_numbers
+from minidora.lora import Adapter, LoRALinear, check_numbers, weight_hook
 
 METHODS: dict[str, type[Adapter]] = {"lora": LoRALinear, "dora": DoRALinear}
 Number = TypeVar("Number", int, float)
-HEADS = ("lm_head", "head", "fc", "classifier")
+HEADS = ("lm_head", "head", "heads", "fc", "classifier", "classification_head", "score")
+ADAPTED = ("lora_A", "lora_B", "magnitude", "lora_magnitude_vector")
+SYNCHRONIZED = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def adapt(
@@ -33,10 +39,11 @@ def adapt(
     alpha: float = 16.0,
     dropout: float = 0.0,
     target_modules: str | Collection[str] = "all-linear",
-    exclude_modules: str | Collection[str] = (),
+    exclude_modules: str | Collection[str] | None = (),
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
     use_rslora: bool = False,
+    modules_to_save: str | Collection[str] | None = (),
 ) -> nn.Module:
     """Wrap the chosen nn.Linear layers of a model in place; freeze every other parameter.
 
@@ -46,32 +53,30 @@ def adapt(
         rank, alpha, dropout, use_rslora: as in LoRALinear, for every layer.
         target_modules: a list matches exact names or ends of names ("q_proj" matches
             "layers.0.q_proj"), a string is a regular expression for the whole name, and
-            "all-linear" takes every nn.Linear but the output head.
-        exclude_modules: names or a regular expression, in the same way, to leave out.
+            "all-linear" takes every nn.Linear but the output head (see select_targets).
+        exclude_modules: names or a regular expression, in the same way, to leave out, with all
+            that is inside them.
         rank_pattern, alpha_pattern: {name: value} where a layer differs; a name is a regular
             expression for the whole name or for the end of it after a dot.
+        modules_to_save: names or a regular expression, in the same way, of modules that are
+            trained whole beside the adapters, such as a new classifier. They are trained in
+            place: disable_adapters does not bring their old values back.
 
     Raises:
-        TypeError: the model is itself an nn.Linear, or a target is no nn.Linear.
-        ValueError: an unknown method, a bad number, a name that matches nothing, or a model that
-            is adapted already. The model is left as it was.
+        TypeError: the model is itself an nn.Linear, or a target is not one.
+        ValueError: an unknown method, a bad number, a name that matches nothing, a model that is
+            adapted already, or a layer that cannot be adapted. The model is left as it was.
     """
     layer_class = METHODS.get(method) if isinstance(method, str) else method
     if not (isinstance(layer_class, type) and issubclass(layer_class, Adapter)):
         raise ValueError(
             f"method must be one of {', '.join(METHODS)} or a class of adapters, got {method!r}"
         )
-    if isinstance(model, nn.Linear):
-        raise TypeError(
-            "the model is itself an nn.Linear and cannot be replaced inside itself: "
-            f"use {layer_class.__name__}(model, rank, alpha), or wrap it, nn.Sequential(model)"
-        )
-    if adapted := [name or "the model itself" for name, _ in adapter_layers(model)]:
-        raise ValueError(
-            f"the model is adapted already ({adapted[0]}, {len(adapted)} layers in all): "
-            "merge_and_unload(model) first, or adapt a fresh copy of the plain model"
-        )
-    names = select_targets(model, target_modules, exclude_modules)
+    _check_model(model, layer_class)
+    saved = _inside(model, modules_to_save, "modules_to_save")
+    names = select_targets(
+        model, target_modules, exclude_modules, kind=layer_class.adapts, saved=saved
+    )
     ranks = _values_by_name(names, rank_pattern or {}, rank, "rank_pattern")
     alphas = _values_by_name(names, alpha_pattern or {}, alpha, "alpha_pattern")
     bases = {name: model.get_submodule(name) for name in names}
@@ -81,36 +86,61 @@ def adapt(
             check_numbers(ranks[name], alphas[name], dropout)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
+    _check_places(model, bases, {name: (ranks[name], alphas[name]) for name in names})
 
     # A layer that stands in the model under two names is wrapped once and stays shared.
     layers: dict[int, Adapter] = {}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for name, base in bases.items():
+            if id(base) not in layers:
+                layers[id(base)] = layer_class(base, ranks[name], alphas[name], dropout, use_rslora)
+    except BaseException:  # no memory left, or a warning that is an error: nothing is in place yet
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for layer in layers.values():
+            layer.base.train(layer.training)
+        raise
     model.requires_grad_(False)
     for name, base in bases.items():
-        if id(base) not in layers:
-            assert isinstance(base, nn.Linear)  # select_targets returns nothing else
-            layer = layer_class(base, ranks[name], alphas[name], dropout, use_rslora)
-            layers[id(base)] = layer.train(base.training)
-        model.set_submodule(name, layers[id(base)])
+        _put(model, name, layers[id(base)])
+    for name in saved:
+        module = model.get_submodule(name).requires_grad_(True)
+        vars(module)["trained_whole"] = True  # adapter_state_dict reads it
+    model.register_load_state_dict_pre_hook(_check_loading)
     return model
 
 
 def select_targets(
     model: nn.Module,
     target_modules: str | Collection[str],
-    exclude_modules: str | Collection[str] = (),
+    exclude_modules: str | Collection[str] | None = (),
+    *,
+    kind: type[nn.Module] = nn.Linear,
+    saved: Collection[str] = (),
 ) -> list[str]:
-    """Names of the nn.Linear layers that adapt would wrap, in the model's order.
+    """Names of the layers of a kind that adapt would wrap, in the model's order.
+
+    "all-linear" leaves the output head out: what the model's get_output_embeddings() returns, else
+    the last layer, if it is or belongs to a child of the model with a head's name (HEADS).
+    Wrappers around the model, such as torch.compile's, are looked through. Layers inside a module
+    that is saved whole are left out too.
 
     Raises:
-        TypeError: an entry names a module that is no nn.Linear.
-        ValueError: an entry matches nothing, or nothing is left.
+        TypeError: an entry names a module of another kind.
+        ValueError: an entry matches nothing, nothing is left, or it is not clear what the head is.
     """
     modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
-    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    linear: list[str] = []
+    for name, module in modules.items():
+        inner = linear and name.startswith(f"{linear[-1]}.")  # of a parametrization, say
+        if isinstance(module, kind) and not inner:
+            linear.append(name)
     if not linear:
-        raise ValueError(f"{type(model).__name__} holds no nn.Linear layer to adapt")
+        raise ValueError(f"{type(model).__name__} holds no nn.{kind.__name__} layer to adapt")
+    excluded = {*_inside(model, exclude_modules, "exclude_modules"), *saved}
     if target_modules == "all-linear":
-        head = _output_head(model)
+        head = _output_head(model, linear, excluded)
         chosen = [name for name in linear if modules[name] is not head]
     elif isinstance(target_modules, str):
         chosen = _match(target_modules, linear, list(modules), "target_modules")
@@ -121,9 +151,8 @@ def select_targets(
             advice = f"; name the layers inside it: {', '.join(inside[:5])}" if inside else ""
             raise TypeError(
                 f"target_modules names {wrong[0]}, a {type(modules[wrong[0]]).__name__}: "
-                f"only nn.Linear can be adapted{advice}"
+                f"only nn.{kind.__name__} can be adapted{advice}"
             )
-    excluded = _match(exclude_modules, list(modules), list(modules), "exclude_modules")
     chosen = [name for name in chosen if name not in excluded]
     if not chosen:
         raise ValueError(
@@ -141,13 +170,16 @@ def merge(model: nn.Module) -> None:
     """
     layers = _require_layers(model)
     before = [layer.merged_weight for _, layer in layers]
-    for name, layer in layers:
-        try:
-            layer.merge()
-        except ValueError as error:
-            for (_, done), weight in zip(layers, before, strict=True):
-                done.merged_weight = weight
-            raise ValueError(f"{name}: {error}; no other layer was merged either") from None
+    try:
+        for name, layer in layers:
+            try:
+                layer.merge()
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; no other layer was merged either") from None
+    except BaseException:
+        for (_, layer), weight in zip(layers, before, strict=True):
+            layer.merged_weight = weight
+        raise
 
 
 def unmerge(model: nn.Module) -> None:
@@ -159,7 +191,8 @@ def unmerge(model: nn.Module) -> None:
 def merge_and_unload(model: nn.Module) -> nn.Module:
     """Write W' into each base layer and drop the adapters; returns the plain model.
 
-    In place, unless the model is itself an adapted layer. Parameters stay frozen: call
+    In place, unless the model is itself an adapted layer. A base whose weight was computed
+    (parametrized, pruned) becomes a layer with a weight of its own. Parameters stay frozen: call
     requires_grad_(True) to train on.
 
     Raises:
@@ -167,16 +200,34 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     """
     layers = _require_layers(model)
     merge(model)  # anew, so that a weight merged before the last step is not written
+    for _, layer in layers:
+        _write(layer)
     for name, layer in layers:
-        assert layer.merged_weight is not None
-        # A new parameter: a weight tied to this one elsewhere (an embedding) keeps its values.
-        layer.base.weight = nn.Parameter(layer.merged_weight, requires_grad=False)
+        plain: nn.Module = layer.base.train(layer.training)
         if not name:
-            plain: nn.Module = layer.base
             return plain
-    for name, layer in layers:
-        model.set_submodule(name, layer.base.train(layer.training))
+        _put(model, name, plain)
+    for module in model.modules():
+        vars(module).pop("trained_whole", None)
+        for key, hook in list(module._load_state_dict_pre_hooks.items()):
+            if getattr(hook, "hook", None) is _check_loading:
+                del module._load_state_dict_pre_hooks[key]
     return model
+
+
+def _write(layer: Adapter) -> None:
+    """Make W', merged before, a parameter of the base, in the place of whatever its weight was."""
+    base, weight = layer.base, layer.merged_weight
+    assert weight is not None
+    hook = weight_hook(base)
+    if parametrize.is_parametrized(base, "weight"):
+        parametrize.remove_parametrizations(base, "weight")
+    elif hook is not None:
+        removals = {WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}
+        removals.get(type(hook), prune.remove)(base, "weight")
+    # A new parameter: a weight tied to this one elsewhere (an embedding) keeps its values.
+    del base.weight
+    base.weight = nn.Parameter(weight, requires_grad=False)
 
 
 @contextmanager
@@ -194,15 +245,56 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters alone, under the names they have in model.state_dict(), without gradients.
+    """What was trained: the adapters, their scalings, and modules_to_save whole.
 
-    Load them with model.load_state_dict(adapters, strict=False).
+    Under the names they have in model.state_dict(), without gradients, a shared layer once. Load
+    it into a model that was adapted in the same way: model.load_state_dict(adapters, strict=False).
+    Values that belong to another model, method, rank or alpha are refused there by name, before
+    anything is written. A model that was not adapted cannot notice them; torch then returns their
+    names as unexpected_keys.
     """
-    return {
-        f"{name}.{key}" if name else key: parameter.detach()
-        for name, layer in _require_layers(model)
-        for key, parameter in layer.named_parameters(recurse=False)
+    _require_layers(model)
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, Adapter):
+            for key, parameter in module.named_parameters(recurse=False):
+                found[prefix + key] = parameter.detach()
+            found[f"{prefix}scaling"] = torch.tensor(module.scaling, dtype=torch.float64)
+        elif getattr(module, "trained_whole", False):
+            module.state_dict(destination=found, prefix=prefix)
+    return found
+
+
+def _check_loading(model: nn.Module, state: Mapping[str, Any], prefix: str, *more: Any) -> None:
+    """Before load_state_dict writes anything: refuse values that are not for these adapters.
+
+    Raises:
+        RuntimeError: naming the layers and what does not fit.
+    """
+    layers = {
+        f"{prefix}{name}{'.' if name else ''}": layer for name, layer in adapter_layers(model)
     }
+    problems = [
+        f"{place.removesuffix('.')}: {reason}"
+        for place, layer in layers.items()
+        if (reason := layer.misfit(state, place))
+    ]
+    for key in (key for key in state if key.startswith(prefix)):
+        owner, _, what = key.removesuffix(".weight").rpartition(".")
+        if what in ADAPTED and f"{owner}." not in layers:
+            problems.append(f"{key}: no adapter has this name")
+    known = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    if state and not problems and not prefix and not any(key in state for key, _ in known):
+        problems = [f"{key}: nothing has this name" for key in state]
+    if problems:
+        rest = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise RuntimeError(
+            "these values are not for this model, and nothing was loaded:\n  "
+            + "\n  ".join(problems[:5])
+            + f"{rest}\nadapt the model as it was when they were saved; its adapters are "
+            + ", ".join(name.removesuffix(".") for name in list(layers)[:5])
+        )
 
 
 class ParameterCount(NamedTuple):
@@ -237,24 +329,107 @@ def _require_layers(model: nn.Module) -> list[tuple[str, Adapter]]:
     return layers
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
-    get_output_embeddings = getattr(model, "get_output_embeddings", None)
-    if callable(get_output_embeddings):
-        head = get_output_embeddings()
-        return head if isinstance(head, nn.Module) else None
-    children = dict(model.named_children())
-    return next((children[name] for name in HEADS if name in children), None)
+def _check_model(model: nn.Module, layer_class: type[Adapter]) -> None:
+    """Refuse a model that cannot be adapted as a whole."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(getattr(model, "_orig_mod", model), layer_class.adapts):
+        raise TypeError(
+            f"the model is itself an nn.{layer_class.adapts.__name__} and cannot be replaced "
+            f"inside itself: use {layer_class.__name__}(model, rank, alpha), or wrap it, "
+            "nn.Sequential(model)"
+        )
+    modules = list(model.named_modules(remove_duplicate=False))
+    adapted = [name for name, m in modules if isinstance(m, Adapter) or hasattr(m, "base_layer")]
+    if adapted:
+        raise ValueError(
+            f"the model is adapted already ({adapted[0] or 'the model itself'}, {len(adapted)} "
+            "layers in all): merge_and_unload(model) first, or adapt a fresh copy of the plain "
+            "model"
+        )
+    for name, module in modules:
+        if type(module).__name__ in SYNCHRONIZED:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, which would not synchronize "
+                "parameters that come later: adapt the model first, then wrap it"
+            )
+
+
+def _check_places(
+    model: nn.Module, bases: Mapping[str, nn.Module], numbers: Mapping[str, tuple[int, float]]
+) -> None:
+    """Refuse a layer that the model would still reach, unadapted, in another way."""
+    names = {id(base): name for name, base in bases.items()}
+    for owner, module in model.named_modules(remove_duplicate=False):
+        name = names.get(id(module), owner)
+        if name != owner and (owner not in bases or numbers[owner] != numbers[name]):
+            raise ValueError(
+                f"{owner} and {name} are one layer under two names: target both, or neither, "
+                "and with the same rank and alpha"
+            )
+        for key, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value
+            for item in held if isinstance(value, dict | list | tuple | set) else (held,):
+                if id(item) in names and key != "_modules":
+                    raise ValueError(
+                        f"{names[id(item)]}: {type(module).__name__}.{key} holds this layer too, "
+                        "where an adapter cannot take its place: use nn.ModuleList or nn.ModuleDict"
+                    )
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Set a layer in the place of the one of this name; one compiled by itself is compiled anew."""
+    owner, _, key = name.rpartition(".")
+    if key == "_orig_mod":
+        compiled = model.get_submodule(owner)
+        name, layer = owner, type(compiled)(layer, compiled.dynamo_ctx)
+    model.set_submodule(name, layer)
+
+
+def _output_head(model: nn.Module, linear: list[str], excluded: set[str]) -> nn.Module | None:
+    """The layer whose output is the model's answer, where model or names tell (select_targets)."""
+    for module in model.modules():
+        get_output_embeddings = getattr(module, "get_output_embeddings", None)
+        head = get_output_embeddings() if callable(get_output_embeddings) else None
+        if isinstance(head, nn.Module):
+            return head
+    prefix, inner = "", model  # look through wrappers: modules that add no parameters of their own
+    while True:
+        children = [c for c in inner.named_children() if any(True for _ in c[1].parameters())]
+        if len(children) != 1 or isinstance(children[0][1], nn.Linear):
+            break
+        prefix, inner = f"{prefix}{children[0][0]}.", children[0][1]
+    named = [name for name in linear if name.removeprefix(prefix).split(".")[0] in HEADS]
+    if linear[-1] in named:
+        return model.get_submodule(linear[-1])
+    if named and excluded.isdisjoint((*named, linear[-1])):
+        raise ValueError(
+            f"which layer is the output head? {named[-1]} has a head's name, but {linear[-1]} "
+            "comes after it: leave the head out with exclude_modules, or name the layers to adapt"
+        )
+    return None
+
+
+def _inside(model: nn.Module, patterns: str | Collection[str] | None, argument: str) -> list[str]:
+    """Names of the modules that match, and of all modules inside them."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    matched = _match(patterns or (), names, names, argument)
+    return [n for n in names if any(n == m or n.startswith(f"{m}.") for m in matched)]
 
 
 def _match(
     patterns: str | Collection[str], names: list[str], known: list[str], argument: str
 ) -> list[str]:
     """Those of names that a regular expression, or some entry of a list, matches."""
+    if not isinstance(patterns, Collection) or isinstance(patterns, bytes):
+        raise TypeError(f"{argument} must be names or a regular expression, got {patterns!r}")
     if isinstance(patterns, str):
         try:
             found = [name for name in names if re.fullmatch(patterns, name)]
         except re.error as error:
-            raise ValueError(f"{argument}={patterns!r} is no regular expression: {error}") from None
+            raise ValueError(
+                f"{argument}={patterns!r} is not a regular expression: {error}"
+            ) from None
         missing = [] if found else [patterns]
     else:
         matches = {
@@ -277,7 +452,12 @@ def _values_by_name(
     def matches(key: str, name: str) -> bool:
         return re.fullmatch(rf"(.*\.)?({key})", name) is not None
 
-    unmatched = [key for key in pattern if not any(matches(key, name) for name in names)]
+    try:
+        unmatched = [key for key in pattern if not any(matches(key, name) for name in names)]
+    except re.error as error:
+        raise ValueError(
+            f"{argument}: {error.pattern!r} is not a regular expression: {error}"
+        ) from None
     if unmatched:
         _raise_unmatched(unmatched, names, argument)
     return {

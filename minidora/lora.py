@@ -13,12 +13,20 @@ References:
 
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -40,15 +48,25 @@ def check_numbers(rank: int, alpha: float, dropout: float) -> None:
     Raises:
         ValueError: rank, alpha or dropout is out of range.
     """
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
-    if not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
+    if not isinstance(alpha, Real) or not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(
             f"alpha must be a finite number above 0, got {alpha!r}: "
             "it scales the update by alpha / rank (a common choice is alpha = 2 * rank)"
         )
-    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+    if not isinstance(dropout, Real) or not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+
+
+def weight_hook(base: nn.Module) -> Any:
+    """The hook that computes base.weight before each call: of pruning, or an older norm."""
+    for hook in base._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight":
+            return hook
+        if isinstance(hook, WeightNorm | SpectralNorm) and hook.name == "weight":
+            return hook
+    return None
 
 
 def run_pre_hooks(module: nn.Module, x: Tensor) -> Tensor:
@@ -113,7 +131,7 @@ class Adapter(nn.Module):
         self.check_base(base)
         check_numbers(rank, alpha, dropout)
         self.base = base
-        most = min(self.base.weight.shape[0], self.base.weight[0].numel())
+        most = min(self.base.weight.shape[0], self.base.weight.shape[1:].numel())
         if rank > most:
             warnings.warn(
                 f"rank {rank} is above min(in_features, out_features) = {most}: B A can be any "
@@ -121,35 +139,81 @@ class Adapter(nn.Module):
                 stacklevel=3,
             )
         base.requires_grad_(False)
-        self.rank = rank
+        # Hooks on gradients are torch's own business: they see this layer in the place of base.
+        self._backward_hooks = base._backward_hooks
+        self._backward_pre_hooks = base._backward_pre_hooks
+        self._is_full_backward_hook = base._is_full_backward_hook
+        self.rank = int(rank)
         self.alpha = alpha
-        self.scaling = alpha / math.sqrt(rank) if use_rslora else alpha / rank
+        self.scaling = float(alpha / math.sqrt(rank) if use_rslora else alpha / rank)
         self.dropout = nn.Dropout(dropout)
         self.enabled = True
         # Not persistent: a saved layer always holds W and the adapter, never W' beside the adapter.
         self.register_buffer("merged_weight", None, persistent=False)
+        Adapter.train(self, base.training)
+        self.refresh_base()
 
     @classmethod
     def check_base(cls, base: nn.Module) -> None:
-        """Refuse a layer that this kind of adapter cannot wrap.
+        """Refuse a layer that this kind of adapter cannot wrap, before anything is changed.
+
+        What is adapted must be a function of W, x and the bias that is known here, and W' must be
+        something that can be written in the place of W.
 
         Raises:
             TypeError: base is adapted already, or not an instance of cls.adapts.
-            ValueError: its weight is not floating point.
+            ValueError: base computes something else, or has a W that cannot be read or written.
         """
+        kind, name = cls.adapts, type(base).__name__
         if isinstance(base, Adapter):
             raise TypeError(
-                f"base is already adapted ({type(base).__name__}): merge_and_unload the model "
+                f"base is already adapted ({name}): merge_and_unload the model "
                 "first, or start again from the plain one"
             )
-        if not isinstance(base, cls.adapts):
-            raise TypeError(f"base must be an nn.{cls.adapts.__name__}, got {type(base).__name__}")
+        if not isinstance(base, kind):
+            raise TypeError(f"base must be an nn.{kind.__name__}, got {name}")
+        calls = (type(base).forward, type(base).__call__)
+        if calls != (kind.forward, nn.Module.__call__) or "forward" in vars(base):
+            raise ValueError(
+                f"this {name} has a forward of its own (its class defines one, or offloading put "
+                f"one there), so what it makes of its weight is unknown: replace it by an "
+                f"nn.{kind.__name__} that computes the same, or leave it out with exclude_modules"
+            )
         weight: Any = base.weight
-        if not weight.dtype.is_floating_point:
+        if isinstance(weight, UninitializedParameter):
+            raise ValueError(f"this {name} has no weight yet: run the model once, then adapt it")
+        if weight.dtype not in DTYPES:
             raise ValueError(
                 f"base.weight must be floating point (float64, float32, bfloat16, float16), "
                 f"got {weight.dtype}: dequantize it first"
             )
+        if weight.layout != torch.strided or hasattr(weight, "__tensor_flatten__"):
+            raise ValueError(
+                f"base.weight must be a plain dense tensor, got {type(weight).__name__} "
+                f"({weight.layout}): adapt the model before it is sharded, quantized or made sparse"
+            )
+        if weight.is_inference():
+            raise ValueError(
+                "base.weight was made in inference mode, so nothing can be trained through it: "
+                "build the model outside torch.inference_mode"
+            )
+        stored = "weight" in base._parameters or "weight" in base._buffers
+        if not (stored or parametrize.is_parametrized(base, "weight") or weight_hook(base)):
+            raise ValueError(
+                f"the weight of this {name} is neither a parameter nor a parametrization of "
+                "torch.nn.utils.parametrize, so W' could not be written in its place"
+            )
+
+    def refresh_base(self) -> None:
+        """Compute base.weight anew where a hook does so before each call (see weight_hook)."""
+        if hook := weight_hook(self.base):
+            hook(self.base, ())
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if "weight" not in self.base._parameters:  # W is computed, and it is frozen:
+            self.base.eval()  # the buffers of spectral_norm move in training mode
+        return self
 
     def reset_parameters(self) -> None:
         """Start anew, at W' = W. Also fills a layer built on the meta device."""
@@ -182,6 +246,7 @@ class Adapter(nn.Module):
         """W', in the shape and dtype of W: the weight this layer acts with, merged or not."""
         if self.merged_weight is not None:
             return self.merged_weight
+        self.refresh_base()
         dtype: torch.dtype = self.base.weight.dtype
         return self.adapted_weight().to(dtype)
 
@@ -195,6 +260,7 @@ class Adapter(nn.Module):
         Raises:
             ValueError: W' has values that are not finite; nothing is changed.
         """
+        self.refresh_base()
         weight = self.adapted_weight().to(self.base.weight.dtype)
         if not weight.is_meta and not weight.isfinite().all():
             bad = int((~weight.isfinite()).sum())
@@ -214,9 +280,40 @@ class Adapter(nn.Module):
         """Whether the layer answers with a weight that merge() computed."""
         return self.merged_weight is not None
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # With another scaling the same parameters are another W': see misfit.
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1], {})
+        metadata["scaling"] = self.scaling
+
+    def _load_from_state_dict(self, *args: Any) -> None:
         self.unmerge()  # W' belongs to the values that are being replaced
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args)
+        prefix, unexpected = args[1], args[5]
+        if f"{prefix}scaling" in unexpected:  # not a value to load: misfit reads it
+            unexpected.remove(f"{prefix}scaling")
+
+    def misfit(self, state: Mapping[str, Any], prefix: str) -> str | None:
+        """Why the values under this prefix of a state dict are not for this layer, or None."""
+        own = dict(self.named_parameters(recurse=False))
+        found = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
+        given = {name for name in found if "." not in name} - {"scaling"}
+        if given & {"weight", "bias"}:
+            return "they are the weights of the plain layer: load them before the model is adapted"
+        if given and (missing := own.keys() - given):
+            return f"{', '.join(sorted(missing))} is missing: was it trained with another method?"
+        if more := given - own.keys():
+            return f"it has no {', '.join(sorted(more))}: was it trained with another method?"
+        for name in sorted(given):
+            if (shape := state[found[name]].shape) != own[name].shape:
+                return f"{name} is {tuple(shape)}, here {tuple(own[name].shape)}: another rank?"
+        metadata = getattr(state, "_metadata", {}).get(prefix[:-1], {})
+        scaling = float(state.get(f"{prefix}scaling", metadata.get("scaling", self.scaling)))
+        if not math.isclose(scaling, self.scaling, rel_tol=1e-6):
+            return f"they were trained with a scaling of {scaling:g}, here it is {self.scaling:g}"
+        if "magnitude" in own and not given and "base.weight" in found:
+            return "a base weight without its magnitude: load it before the model is adapted"
+        return None
 
     # Some modules read a layer instead of calling it (nn.MultiheadAttention, the fast path of
     # nn.TransformerEncoderLayer). They get the weight that this layer acts with.

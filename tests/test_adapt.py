@@ -2,9 +2,13 @@
 
 import copy
 import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import minidora
@@ -129,6 +133,11 @@ def test_p19_a_step_changes_the_adapters_and_nothing_else() -> None:
         (["q_proj"], (), ["layers.0.q_proj", "layers.1.q_proj"]),
         (["layers.1.q_proj", "lm_head"], (), ["layers.1.q_proj", "lm_head"]),
         (r".*\.(q|k)_proj", r"layers\.0\..*", ["layers.1.q_proj", "layers.1.k_proj"]),
+        ("all-linear", ["layers.0"], INNER[3:]),
+        ("all-linear", r"layers\.0", INNER[3:]),
+        ("all-linear", ["0"], INNER[3:]),
+        (["q_proj", "k_proj"], ["layers.1", "k_proj"], ["layers.0.q_proj"]),
+        (["q_proj"], None, ["layers.0.q_proj", "layers.1.q_proj"]),
         ("lm_head", (), ["lm_head"]),
     ],
 )
@@ -148,11 +157,233 @@ def test_all_linear_asks_the_model_for_its_head() -> None:
     ]
 
 
-@pytest.mark.parametrize("head", ["lm_head", "head", "fc", "classifier", "out"])
-def test_all_linear_leaves_out_a_head_by_name(head: str) -> None:
-    model = nn.ModuleDict({"body": nn.Linear(3, 3), head: nn.Linear(3, 2)})
-    expected = ["body", "out"] if head == "out" else ["body"]
-    assert select_targets(model, "all-linear") == expected
+@pytest.mark.parametrize("head", ["lm_head", "head", "fc", "classifier", "score", "out"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model,
+        nn.Sequential,
+        nn.DataParallel,
+        lambda model: nn.ModuleDict({"model": model, "loss": nn.CrossEntropyLoss()}),
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ],
+)
+def test_all_linear_leaves_out_a_head_by_name(
+    head: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    hidden = "hidden" if head in ("fc", "out") else "fc"  # which is not a head where it comes first
+    layers = {hidden: nn.Linear(3, 3), "body": nn.Linear(3, 3), head: nn.Linear(3, 2)}
+    names = select_targets(wrap(nn.ModuleDict(layers)), "all-linear")
+    expected = [hidden, "body", "out"] if head == "out" else [hidden, "body"]
+    assert [name.rpartition(".")[2] for name in names] == expected
+
+
+def test_all_linear_leaves_out_the_last_layer_of_a_head_that_is_a_container() -> None:
+    model = nn.Sequential(OrderedDict(features=nn.Linear(3, 3), classifier=nn.Sequential()))
+    model.classifier.extend([nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)])
+    assert select_targets(model, "all-linear") == ["features", "classifier.0"]
+    assert select_targets(model, "all-linear", ["classifier"]) == ["features"]
+
+
+def test_all_linear_asks_where_the_head_is_not_clear() -> None:
+    layers = {"fc": nn.Linear(3, 3), "out": nn.Linear(3, 2)}
+    with pytest.raises(ValueError, match="which layer is the output head\\? fc .* but out comes"):
+        select_targets(nn.ModuleDict(layers), "all-linear")
+    assert select_targets(nn.ModuleDict(layers), "all-linear", ["out"]) == ["fc"]
+    assert select_targets(nn.ModuleDict(layers), "all-linear", ["fc"]) == ["out"]
+    assert select_targets(nn.ModuleDict(layers), ".*") == ["fc", "out"]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential, torch.compile])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("LlamaForCausalLM", "lm_head"),
+        ("LlamaForSequenceClassification", "score"),
+        ("BertForSequenceClassification", "classifier"),
+        ("ViTForImageClassification", "classifier"),
+        ("RobertaForSequenceClassification", "classifier.out_proj"),
+    ],
+)
+def test_all_linear_leaves_out_the_head_of_a_hugging_face_model(
+    kind: str, head: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    import transformers
+
+    config = getattr(transformers, kind).config_class(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=12,
+        pad_token_id=0,
+        image_size=4,
+        patch_size=2,
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, kind)(config)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [
+        name.removeprefix("0.").removeprefix("_orig_mod.")
+        for name in select_targets(wrap(model), "all-linear")
+    ]
+    assert set(linear) - set(names) == {head}
+
+
+def test_a_shared_layer_is_chosen_whole_or_not_at_all() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": shared, "b": nn.Linear(4, 4), "c": shared})
+    for arguments in (
+        {"target_modules": ["a"]},
+        {"exclude_modules": ["c"]},
+        {"rank_pattern": {"a": 2}},
+    ):
+        with pytest.raises(
+            ValueError, match=r"(a and c|c and a) are one layer under two names: target both"
+        ):
+            adapt(model, **{"rank": 1, **arguments})  # type: ignore[arg-type]
+    assert all(p.requires_grad for p in model.parameters())
+    assert isinstance(adapt(model, rank=1, target_modules=["a", "c"])["a"], DoRALinear)
+
+
+def test_what_another_library_adapted_or_synchronizes_is_refused() -> None:
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"adapted already \(base_model.*q_proj, 2 layers"):
+        adapt(peft.get_peft_model(Model(), config))
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.ModuleDict({"inner": nn.parallel.DistributedDataParallel(Model())})
+        with pytest.raises(
+            ValueError, match="inner is a DistributedDataParallel.* adapt the model"
+        ):
+            adapt(model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_failure_while_layers_are_made_changes_nothing() -> None:
+    """A warning that the user made an error, say."""
+    model = Model()
+    before = state(model)
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match="rank 5 is above"):
+        warnings.simplefilter("error")
+        adapt(model, rank=5)
+    assert_same_state(model, before)
+
+
+def test_modules_to_save_are_trained_whole_and_saved() -> None:
+    model, other = Model(), Model()
+    for m in (model, other):
+        adapt(m, rank=2, alpha=3.0, modules_to_save=["lm_head", "layers.1.norm", "layers.0"])
+    assert [name for name, _ in adapter_layers(model)] == INNER[3:]
+    plain = {"lm_head.weight", "lm_head.bias", "layers.1.norm.weight", "layers.1.norm.bias"}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {n for n in trained if "lora" not in n and "magn" not in n} == plain | {
+        name for name, _ in Model().named_parameters() if name.startswith("layers.0.")
+    }
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapters = minidora.adapter_state_dict(copy.deepcopy(model))
+    assert trained <= adapters.keys()
+    other.load_state_dict(adapters, strict=False)
+    expected = model(TOKENS)
+    torch.testing.assert_close(other(TOKENS), expected)
+    torch.testing.assert_close(minidora.merge_and_unload(model)(TOKENS), expected)
+    assert not any(hasattr(module, "trained_whole") for module in model.modules())
+    with pytest.raises(ValueError, match="modules_to_save: 'lmhead' matches no module; nearest"):
+        adapt(Model(), modules_to_save=["lmhead"])
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda adapters: {prefix + key: value for key, value in adapters.items()}
+
+
+SAVED: dict[str, tuple[str, dict[str, object], Callable[..., object], str]] = {
+    "module.": ("dora", {}, prefixed("module."), r"module.layers.0.q_proj.lora_A: no adapter has"),
+    "PEFT's names": ("dora", {}, prefixed("base_model.model."), "base_model.model.*no adapter"),
+    "LoRA": ("lora", {}, lambda a: a, r"layers.0.q_proj: magnitude is missing: .* another method"),
+    "alpha": ("dora", {"alpha": 6.0}, lambda a: a, "layers.0.q_proj: .* scaling of 3, here .* 1.5"),
+    "rsLoRA": ("dora", {"use_rslora": True}, lambda a: a, "scaling of 2.12132, here it is 1.5"),
+    "rank": ("dora", {"rank": 1, "alpha": 1.5}, lambda a: a, r"lora_A is \(1, 8\), here \(2, 8\)"),
+    "more layers": (
+        "dora",
+        {"target_modules": ["lm_head", "q_proj"]},
+        lambda a: a,
+        "lm_head.lora_A: no adapter has this name",
+    ),
+    "part": ("dora", {}, lambda a: dict(list(a.items())[1:]), "q_proj: lora_A is missing"),
+    "safetensors": (
+        "dora",
+        {"alpha": 6.0},
+        lambda a: load(save(a)),
+        "scaling of 3, here it is 1.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SAVED)
+@pytest.mark.parametrize("place", ["root", "in a wrapper"])
+def test_loading_adapters_of_another_kind_is_refused_by_name(what: str, place: str) -> None:
+    method, arguments, change, message = SAVED[what]
+    model = trained()
+    before = state(model)
+    other = adapt(Model(), method, **{"rank": 2, "alpha": 3.0, **arguments})  # type: ignore[arg-type]
+    adapters = change(minidora.adapter_state_dict(other))
+    target: nn.Module = model
+    if place == "in a wrapper":
+        target = nn.ModuleDict({"first": nn.Linear(2, 2), "inner": model})
+        adapters = prefixed("inner.")(adapters)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=f"(?s)nothing was loaded.*{message}"):
+        target.load_state_dict(adapters, strict=False)  # type: ignore[arg-type]
+    assert_same_state(model, before)
+
+
+def test_loading_values_of_the_plain_model_or_of_another_is_refused() -> None:
+    model = trained()
+    before = state(model)
+    base = {key: value for key, value in model.state_dict().items() if ".base." in key}
+    for values, message in (
+        (Model().state_dict(), "layers.0.q_proj: .* weights of the plain layer: load them before"),
+        (base, "layers.0.q_proj: a base weight without its magnitude: load it before"),
+        ({"q.w": torch.ones(2)}, "q.w: nothing has this name"),
+        (adapt(Model(), rank=2, alpha=6.0).state_dict(), "a scaling of 3, here it is 1.5"),
+        (adapt(Model(), "lora", rank=2, alpha=3.0).state_dict(), "magnitude is missing"),
+    ):
+        with pytest.raises(RuntimeError, match=f"(?s)nothing was loaded.*{message}"):
+            model.load_state_dict(values, strict=False)
+        assert_same_state(model, before)
+    plain = minidora.merge_and_unload(model)
+    plain.load_state_dict(Model().state_dict())  # a plain model takes plain values again
+
+
+def test_loading_part_of_a_model_that_concerns_no_adapter_is_allowed() -> None:
+    model = trained()
+    head = {"lm_head.bias": torch.ones(11)}
+    model.load_state_dict(head, strict=False)
+    assert torch.equal(model.lm_head.bias, torch.ones(11))
+    only = {k: v for k, v in minidora.adapter_state_dict(trained()).items() if "layers.1" in k}
+    assert only
+    model.load_state_dict(only, strict=False)
+
+
+def test_a_shared_layer_is_saved_once_so_that_safetensors_takes_it() -> None:
+    def build() -> nn.Module:
+        shared = nn.Linear(4, 4)
+        nn.init.constant_(shared.weight, 0.3)
+        return adapt(nn.Sequential(shared, nn.Tanh(), shared), rank=1, alpha=2.0)
+
+    torch.manual_seed(0)
+    model, fresh, x = build(), build(), torch.randn(2, 4)
+    model[0].lora_B.data.normal_()
+    model[0].base.bias.data.copy_(fresh[0].base.bias)
+    fresh.load_state_dict(load(save(minidora.adapter_state_dict(model))), strict=False)
+    torch.testing.assert_close(fresh(x), model(x))
 
 
 def test_rank_and_alpha_patterns() -> None:
@@ -187,12 +418,14 @@ def test_rank_and_alpha_patterns() -> None:
         ),
         ({"rank": 0}, ValueError, r"layers.0.q_proj: rank must .* got 0"),
         ({"rank_pattern": {"up_proj": 2.5}}, ValueError, r"layers.0.up_proj: rank .* got 2.5"),
+        ({"alpha_pattern": {"(": 2.0}}, ValueError, r"alpha_pattern: .* not a regular expression"),
+        ({"target_modules": None}, TypeError, "target_modules must be names or a regular"),
         ({"alpha": math.nan}, ValueError, "alpha must be a finite number above 0, got nan"),
         ({"dropout": 1.5}, ValueError, "dropout must be at least 0 and below 1, got 1.5"),
         ({"target_modules": ["q_prj"]}, ValueError, r"'q_prj' matches no module; .*q_proj"),
         ({"target_modules": ["q_proj", "v"]}, ValueError, "target_modules: 'v' matches no module"),
         ({"target_modules": "layers.*.v"}, ValueError, "matches no module"),
-        ({"target_modules": "("}, ValueError, r"target_modules='\(' is no regular expression"),
+        ({"target_modules": "("}, ValueError, r"target_modules='\(' is not a regular expression"),
         ({"target_modules": ["norm"]}, TypeError, "layers.0.norm, a LayerNorm: only nn.Linear"),
         ({"target_modules": ["layers"]}, TypeError, "a ModuleList.*layers.0.q_proj, layers.0.k"),
         ({"target_modules": ["lm_head"], "exclude_modules": ["lm_head"]}, ValueError, "no layer"),
@@ -316,7 +549,7 @@ def test_p17_adapter_state_dict_carries_an_adapter_over() -> None:
     model = trained()
     adapters = minidora.adapter_state_dict(model)
     assert set(adapters) == {
-        f"{name}.{key}" for name in INNER for key in ("lora_A", "lora_B", "magnitude")
+        f"{name}.{key}" for name in INNER for key in ("lora_A", "lora_B", "magnitude", "scaling")
     }
     assert not any(tensor.requires_grad for tensor in adapters.values())
     fresh = Model()

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,6 +173,12 @@ def test_bad_numbers_are_refused_and_leave_the_base_alone(
     with pytest.raises(ValueError, match=message):
         LoRALinear(base, **{"rank": 2, "alpha": 4.0, **arguments})
     assert all(p.requires_grad for p in base.parameters())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    layer = LoRALinear(nn.Linear(7, 5), np.int64(2), np.float32(3), np.float64(0.5))  # type: ignore[arg-type]
+    assert (layer.rank, layer.scaling, layer.dropout.p) == (2, 1.5, 0.5)
+    assert layer(torch.ones(7)).dtype == torch.float32
 
 
 def test_what_is_no_linear_layer_is_refused() -> None:

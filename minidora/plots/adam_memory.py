@@ -247,7 +247,7 @@ def _card(card: int | None) -> str:
 _NO_CARD = f"no card up to {GPU_CARDS[-1]} GB"
 
 
-@lru_cache(maxsize=16)  # a slider asks for the same model again, and building it takes as long
+@lru_cache(maxsize=64)  # a slider asks for the same model again, and building it takes as long
 def adapted_llama(name: str, method: str, rank: int, precision: str) -> nn.Module:
     """A LLaMA on the meta device, as memory_explorer counts it; ask it, do not change it.
 

@@ -470,11 +470,11 @@ def magnitude_share(ranks: Sequence[int], of_lora: Sequence[float], of_model: fl
     axes.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     axes.set_xticks(places, [str(rank) for rank in ranks])
     axes.set(xlabel="rank", ylabel="percent", ylim=(of_model / 2.5, 3 * max(of_lora)))
-    axes.legend(loc="center right")
+    axes.legend(loc="center left")
     headline(
         figure,
         f"The same m is {of_model:.3f} % of the model and "
-        f"{of_lora[-1]:.3g} to {of_lora[0]:.3g} % of LoRA",
+        f"{min(of_lora):.3g} to {max(of_lora):.3g} % of LoRA",
     )
     figure.set_label(
         f"What the magnitudes add, by rank: {of_model:.4f} percent of the model at every rank; "

@@ -18,11 +18,12 @@ BENCH_STYLE = {
     "DoRA merged": ("DoRA, ours, merged", "#F0E442", "o"),
     "torchtune DoRA": ("DoRA, torchtune", "#CC79A7", "D"),
     "PEFT DoRA": ("DoRA, PEFT", "#009E73", "^"),
+    "source form": ("DoRA, the source notebook's form", COLORS["full"], "s"),
 }
 
 
 BENCH_SHOWN = {
-    "training step": ("DoRA", "torchtune DoRA", "PEFT DoRA"),
+    "training step": ("DoRA", "torchtune DoRA", "PEFT DoRA", "source form"),
     "one token": ("DoRA", "DoRA cached", "torchtune DoRA", "PEFT DoRA"),
 }
 """The contenders that bench_ratios draws; the report holds more."""
@@ -52,7 +53,7 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
         rows = [r for r in results if r["contender"] == contender]
         places = [shapes.index((r["features"], r["tokens"], r["rank"])) for r in rows]
         low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
-        beside = [place + 0.2 * (k - (len(shown) - 1) / 2) for place in places]
+        beside = [place + 0.7 * ((k + 0.5) / len(shown) - 0.5) for place in places]
         axes.hlines(beside, low, high, color=color, lw=2.2)
         axes.plot(middle, beside, marker, color=color, ms=7, label=name)
         middles[contender] = dict(zip(places, middle, strict=True))
@@ -72,19 +73,21 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     ours = middles["DoRA"]
     who = "Compiled, our" if report["machine"]["mode"] == "compiled" else "Our"
     what = work if work.startswith("one ") else f"a {work}"
-    said = [
+    finding = (
         f"{who} DoRA takes {min(ours.values()):.2f} to {max(ours.values()):.2f} times LoRA's time "
         f"for {what}"
-    ]
-    for contender in ("torchtune DoRA", "PEFT DoRA"):
-        if theirs := middles.get(contender):
+    )
+    others = []
+    for contender, theirs in middles.items():
+        if "ours" not in (name := BENCH_STYLE[contender][0]):
             both = ours.keys() & theirs.keys()
             won = sum(theirs[place] < ours[place] for place in both)
-            name = contender.split()[0]
-            said.append(f"{name}'s has the lower median for {won} of {len(both)} shapes")
-    headline(figure, "; ".join(said))
+            others.append(f"{name.removeprefix('DoRA, ')} in {won} of {len(both)} shapes")
+    if others:
+        finding += f"; the median is lower for {', '.join(others)}"
+    headline(figure, finding)
     figure.set_label(
-        f"{'; '.join(said)}. Medians with quartiles, in units of our LoRA's time, for "
+        f"{finding}. Medians with quartiles, in units of our LoRA's time, for "
         + "; ".join(
             f"{BENCH_STYLE[name][0]}: {min(rows.values()):.2f} to {max(rows.values()):.2f}"
             for name, rows in middles.items()

@@ -121,7 +121,7 @@ def gradient_norms(norms_a: Sequence[float], norms_b: Sequence[float]) -> Figure
     axes.set_xticks(range(0, len(norms_a), max(1, len(norms_a) // 10)))
     axes.set_ylim(bottom=-0.04 * max(*norms_a, *norms_b))
     axes.legend()
-    if norms_a[0] == 0.0 < norms_b[0]:
+    if norms_a[0] == 0.0 < norms_b[0] and norms_a[1] > 0:
         title = "At the start only B has a gradient; A gets one as soon as B has moved"
     else:
         title = f"At the start: norm {norms_a[0]:.3g} for A, {norms_b[0]:.3g} for B"

@@ -110,6 +110,7 @@ def movement(groups: Mapping[str, Sequence[Dot]], upto: int | None = None) -> Fi
         axes.set_ylim(0, 1.08 * max(dot.delta_magnitude for dot in dots))
         axes.set_title(f"{NAMES[name]}, r = {r:+.2f}", color=COLORS[name])
         axes.set_xlabel("ΔD, 1 - cosine")
+        axes.locator_params(nbins=4)
     panels[0].set_ylabel("ΔM, norm")
     handles = [Line2D([], [], ms=4, lw=0.8, label=_block(name), **s) for name, s in styles.items()]
     handles.append(Line2D([], [], ls="--", color="black", lw=1.4, label="fitted line"))

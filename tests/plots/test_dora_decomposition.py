@@ -137,6 +137,10 @@ def test_magnitude_share_draws_both_percentages() -> None:
     check(figure, "0.013 % of the model and 1.56 to 12.5 % of LoRA")
 
 
+def test_magnitude_share_finds_the_ends_in_any_order() -> None:
+    check(plots.magnitude_share((8, 4, 16), (6.25, 12.5, 3.1), 0.013), "3.1 to 12.5 % of LoRA")
+
+
 def test_dora_diagram_names_the_shapes() -> None:
     texts = [text.get_text() for text in plots.dora_diagram(48, 64, 4).axes[0].texts]
     for shape in ("(64, 48)", "A\n(4, 48)", "B\n(64, 4)", "(64,)", "+ bias"):

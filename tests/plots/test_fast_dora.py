@@ -141,8 +141,8 @@ def test_bench_ratios_says_where_others_are_faster() -> None:
     figure = plots.bench_ratios(REPORT)
     check(
         figure,
-        "Our DoRA takes 1.20 to 1.40 times LoRA's time for a training step; torchtune's has the "
-        "lower median for 0 of 1 shapes; PEFT's has the lower median for 1 of 2 shapes",
+        "Our DoRA takes 1.20 to 1.40 times LoRA's time for a training step; the median is lower "
+        "for torchtune in 0 of 1 shapes, PEFT in 1 of 2 shapes",
     )
     [axes] = figure.axes
     drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}

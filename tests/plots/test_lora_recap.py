@@ -30,6 +30,7 @@ def test_gradient_norms_names_the_zero_only_where_it_is():
     check(figure, "only B has a gradient")
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[2.0, 1.0], [0.0, 1.0]]
     check(plots.gradient_norms([0.5, 1.0], [2.0, 1.0]), "0.5 for A, 2 for B")
+    check(plots.gradient_norms([0.0, 0.0], [2.0, 1.0]), "0 for A, 2 for B")  # A never gets one
 
 
 def test_update_spectra_counts_ranks_and_shares():
