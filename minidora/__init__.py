@@ -9,7 +9,7 @@ from minidora.adapt import (
     merge_and_unload,
     unmerge,
 )
-from minidora.dora import DoRALinear, cached_scale
+from minidora.dora import DoRALinear, cached_scale, reuse_norms
 from minidora.lora import LoRALinear
 from minidora.training import device
 
@@ -26,5 +26,6 @@ __all__ = [
     "disable_adapters",
     "merge",
     "merge_and_unload",
+    "reuse_norms",
     "unmerge",
 ]

@@ -15,16 +15,54 @@ Reference:
     eq. 5 (the form), eq. 11 and sec. 4.3 (the detached norm)
 """
 
+import functools
+import importlib
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 from minidora.lora import LoRALinear, no_autocast, wide_dtype
+
+
+use_kernels = os.environ.get("MINIDORA_KERNELS", "1") != "0"
+"""Whether layers on a GPU use minidora.kernels; False is plain PyTorch everywhere."""
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _kernels_load() -> bool:
+    try:
+        importlib.import_module("minidora.kernels")
+    except ImportError as error:
+        if torch.cuda.is_available():
+            warnings.warn(f"DoRA runs without its kernels: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def kernels_serve(tensor: Tensor) -> bool:
+    """Whether minidora.kernels serves what is computed from this tensor: CUDA, and meta for it."""
+    return (
+        tensor.device.type in ("cuda", "meta")
+        and tensor.dtype != torch.float64
+        and use_kernels
+        and torch.version.hip is None
+        and not _transforms_active()
+        and _kernels_load()
+    )
+
+
+def _transforms_active() -> bool:
+    """Whether torch.func is at work: it needs operations that it knows."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def row_norm(weight: Tensor) -> Tensor:
@@ -49,7 +87,11 @@ def row_norm(weight: Tensor) -> Tensor:
 
 def _can_branch(weight: Tensor) -> bool:
     """Whether looking at values is free: on a GPU it waits for the device, in a graph it breaks."""
-    return weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (
+        weight.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not _transforms_active()
+    )
 
 
 def magnitude_over_norm(magnitude: Tensor, norm: Tensor) -> Tensor:
@@ -80,17 +122,32 @@ def dora_weight(
     return magnitude_over_norm(magnitude, norm)[:, None] * direction
 
 
-@torch.no_grad()
 def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
     """||W + s B A||_row, (out,), from products of rank size; B A is never built.
 
         ||W + s B A||^2 = ||W||^2 + sum_l B_jl (2 s U_jl + s^2 (B G)_jl)
         U = W A^T, (out, rank);   G = A A^T, (rank, rank)
 
-    Computed in float32 (float64 stays), the sum over l in float64. Where W + s B A nearly cancels,
-    the difference of the large terms has lost its digits. On a CPU, run eagerly, such rows are
-    built and measured; on a GPU, or compiled, the relative error is about
-    1e-7 ||W||^2 / ||W + s B A||^2. It carries no gradient (eq. 11).
+    In float32 (float64 stays), to a relative error below 1e-6 for every row. Where the terms
+    nearly cancel, or leave the range of float32, their sum has lost its digits: such rows are
+    built and summed in float64, on a GPU by the kernel that finds them. It carries no gradient
+    (eq. 11).
+    """
+    if kernels_serve(weight):
+        from minidora import kernels
+
+        if kernels.forms_norm(weight, lora_A):
+            with torch.no_grad():
+                return kernels.factored_norm(weight, lora_A, lora_B, scaling)
+    return plain_norm(weight, lora_A, lora_B, scaling)
+
+
+@torch.no_grad()
+def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """factored_norm in PyTorch's own operations.
+
+    Where values cannot be looked at (in a graph, under torch.func, on a GPU) no row is built, and
+    the relative error is about 1e-7 ||W||^2 / ||W + s B A||^2.
     """
     dtype = wide_dtype(weight.dtype)
     A, B = lora_A.to(dtype), lora_B.to(dtype)
@@ -105,15 +162,21 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
         else:  # half precision is widened a slice at a time, so that no copy of W is made
             parts = [read(rows) for rows in weight.chunk(8)]
             U, norm = (torch.cat(part) for part in zip(*parts, strict=True))
-        change = torch.addmm(U, B, A @ A.T, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
-    square = norm.double() ** 2
-    new_square = square + (B.double() * change).sum(1)
+        G = A @ A.T
+        change = torch.addmm(U, B, G, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
+    square, B = norm.double() ** 2, B.double()
+    new_square = square + (B * change).sum(1)
     new_norm = new_square.clamp(min=0).sqrt().to(dtype)
     if _can_branch(weight):
-        cancelled = new_square < 1e-2 * square
-        if cancelled.any():
-            rows = weight[cancelled].to(dtype) + scaling * (B[cancelled] @ A)
-            new_norm = new_norm.masked_scatter(cancelled, row_norm(rows))
+        own = G.diagonal().double()  # ||a_l||^2
+        terms = square + scaling**2 * (B**2 @ own)
+        lost = ~(new_square >= terms / 4)  # also where they are not finite
+        if not own.clamp(1e-30, 1e30).equal(own):
+            lost |= (B != 0).double() @ ((own < 1e-30) | (own > 1e30)).double() > 0
+        if lost.any():
+            rows = weight[lost].double() + scaling * (B[lost] @ A.double())
+            exact = torch.linalg.vector_norm(rows, dim=1)
+            new_norm = new_norm.masked_scatter(lost, exact.to(dtype))
     return new_norm
 
 
@@ -162,6 +225,95 @@ class Compose(torch.autograd.Function):
         return d_u, d_u if ctx.needs_input_grad[1] else None, d_g, d_bias
 
 
+class FusedDoRA(torch.autograd.Function):
+    """The layer on a GPU: DoRALinear.compose with its gradients by hand, in fewer launches.
+
+        u  = x W^T + h B^T,   h = s drop(x) A^T          y   = g u + bias
+        du = g dy                                        d_m = sum(dy u) / norm
+        dB = du^T h,          dh = du B,  dA = s dh^T drop(x),       dx = du W + s dh A
+
+    It holds u, or computes it again (recompute), and treats the norm as a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        magnitude: Tensor,
+        bias: Tensor | None,
+        norm: Tensor,
+        scaling: float,
+        recompute: bool,
+    ) -> Tensor:
+        from minidora import kernels
+
+        tokens = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
+        A = torch.mul(lora_A, scaling, out=torch.empty_like(lora_A, dtype=weight.dtype))
+        h = low_in @ A.T  # (tokens, rank)
+        u = tokens @ weight.T
+        y = kernels.compose(u, h, lora_B, magnitude, norm, bias, keep=not recompute)
+        ctx.scaling = scaling
+        kept = None if recompute else u
+        ctx.save_for_backward(x, dropped, weight, lora_A, lora_B, magnitude, bias, norm, h, A, kept)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from minidora import kernels
+
+        *inputs, norm, h, A, u = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: the plain form has one
+            return (*_plain_gradients(ctx, inputs, norm, dy), None, None, None)
+        x, dropped, weight, lora_A, lora_B, magnitude, bias = inputs
+        tokens = x.reshape(-1, x.shape[-1])
+        low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
+        if u is None:
+            u = tokens @ weight.T
+            kernels.compose(u, h, lora_B, magnitude, norm, bias, keep=True)
+        du, d_m = kernels.compose_backward(dy.reshape(u.shape), u, magnitude, norm)
+        dh = du @ lora_B.to(weight.dtype)  # (tokens, rank)
+        dB = product(du.T, h, lora_B.dtype)
+        dA = product((ctx.scaling * dh).T, low_in, lora_A.dtype)
+        dx = d_low = None
+        if ctx.needs_input_grad[0]:
+            dx = du @ weight
+            if dropped is None:
+                dx.addmm_(dh, A)
+            dx = dx.view(x.shape)
+        if ctx.needs_input_grad[1]:
+            d_low = (dh @ A).view(x.shape)
+        return dx, d_low, None, dA, dB, d_m.sum(0).to(magnitude.dtype), None, None, None, None
+
+
+def _plain_gradients(
+    ctx: Any, inputs: list[Tensor | None], norm: Tensor, dy: Tensor
+) -> list[Tensor | None]:
+    """FusedDoRA's gradients for its first inputs, in operations that have gradients themselves."""
+    own = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    x, dropped, weight, A, B, magnitude, bias = own
+    assert x is not None and weight is not None and A is not None and B is not None
+    assert magnitude is not None
+    h = ctx.scaling * F.linear(x if dropped is None else dropped, A.to(weight.dtype))
+    low = F.linear(h, B.to(weight.dtype))
+    g = magnitude_over_norm(magnitude.to(norm.dtype), norm)
+    y = compose_outputs(F.linear(x, weight), low, g, bias)[0]
+    wanted = [t for t, needed in zip(own, ctx.needs_input_grad, strict=False) if needed]
+    gradients = iter(torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True))
+    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[: len(own)]]
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left right in another dtype, without a rounding to theirs on the way where torch can."""
+    if left.dtype != dtype and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right).to(dtype)
+
+
 class DoRALinear(LoRALinear):
     """An nn.Linear, frozen, with a trainable magnitude and a low-rank update of its direction.
 
@@ -191,14 +343,21 @@ class DoRALinear(LoRALinear):
         super().__init__(base, rank, alpha, dropout, use_rslora)
         self.magnitude = nn.Parameter(row_norm(base.weight.detach()))
         self.recompute = False
+        self.cached_norm: Tensor | None = None  # set within reuse_norms and cached_scale alone
         self.cached_g: Tensor | None = None  # set within cached_scale alone
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        self._refuse_while_cached("reset_parameters", "leave the context first")
         super().reset_parameters()
         self.magnitude.copy_(row_norm(self.base.weight))
 
     def adapted_forward(self, x: Tensor) -> Tensor:
+        if kernels_serve(x) and not torch.compiler.is_compiling():
+            weight, bias = self.base.weight, self.base.bias
+            dtype = _product_dtype(weight)
+            if _fusable(x.to(dtype), weight, bias, self.lora_A):
+                return self.fused(x.to(dtype), weight.to(dtype), bias)
         g = self.magnitude_scale()
         if self.recompute and torch.is_grad_enabled():
             y: Tensor = checkpoint(self.compose, x, g, use_reentrant=False)
@@ -210,14 +369,26 @@ class DoRALinear(LoRALinear):
         tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])  # (tokens, in)
         base = F.linear(tokens, self.base.weight)  # (tokens, out)
         h, B = self.project_down(tokens), self.lora_B.to(self.base.weight.dtype)
+        by_hand = torch.is_grad_enabled() and not _transforms_active()
         low = None
-        if base.dtype == g.dtype:
+        if base.dtype == g.dtype and not _transforms_active():
             base = base.addmm_(h, B.T)  # in place: no second tensor of this size
         else:
             low = F.linear(h, B)
-        scaled = Compose.apply if torch.is_grad_enabled() else compose_outputs
+        scaled = Compose.apply if by_hand else compose_outputs
         y: Tensor = scaled(base, low, g, self.base.bias)[0]
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same on a GPU, with the kernels of minidora.kernels."""
+        norm = self.weight_norm() if self.cached_norm is None else self.cached_norm
+        dropped = self.dropout(x) if self.training and self.dropout.p > 0 else None
+        recompute = self.recompute or not torch.is_grad_enabled()
+        y: Tensor = FusedDoRA.apply(
+            x, dropped, weight, self.lora_A, self.lora_B, self.magnitude, bias, norm,
+            self.scaling, recompute,
+        )  # fmt: skip
+        return y
 
     def weight_norm(self) -> Tensor:
         """||W + s B A||_row, (out,), in float32 or float64. It never carries a gradient."""
@@ -229,7 +400,7 @@ class DoRALinear(LoRALinear):
             if torch.is_grad_enabled():
                 self._refuse_while_cached("a forward pass with gradients", "use torch.no_grad()")
             return self.cached_g
-        norm = self.weight_norm()
+        norm = self.weight_norm() if self.cached_norm is None else self.cached_norm
         return magnitude_over_norm(self.magnitude.to(norm.dtype), norm)
 
     def adapted_weight(self) -> Tensor:
@@ -238,8 +409,7 @@ class DoRALinear(LoRALinear):
         return dora_weight(self.base.weight, delta, self.magnitude.to(delta.dtype))
 
     def merge(self) -> None:
-        if self.cached_g is not None:
-            self._refuse_while_cached("merge", "merge before or after it")
+        self._refuse_while_cached("merge", "merge before or after it")
         super().merge()
 
     def train(self, mode: bool = True) -> "DoRALinear":
@@ -247,18 +417,102 @@ class DoRALinear(LoRALinear):
             self._refuse_while_cached("train", "leave the context first")
         return super().train(mode)
 
-    def _refuse_while_cached(self, what: str, instead: str) -> NoReturn:
-        raise RuntimeError(f"{what} within cached_scale, which holds g as it was: {instead}")
+    def _refuse_while_cached(self, what: str, instead: str) -> None:
+        if self.cached_g is not None:
+            raise RuntimeError(f"{what} within cached_scale, which holds g as it was: {instead}")
+        if self.cached_norm is not None:
+            raise RuntimeError(
+                f"{what} within reuse_norms, which holds the norms as they were: {instead}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cached_g": None}  # a copy outlives the context
+        # A copy outlives the context.
+        return {**self.__dict__, "cached_norm": None, "cached_g": None}
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that products with W run in: autocast's, where it is on."""
+    if weight.is_cuda and torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return weight.dtype
+
+
+def _fusable(x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor) -> bool:
+    """Whether FusedDoRA takes them: plain tensors with something in them, and a frozen base."""
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    plain = type(x) in PLAIN_TYPES and type(weight) in PLAIN_TYPES and type(lora_A) in PLAIN_TYPES
+    return frozen and plain and x.device == weight.device and x.numel() > 0 and weight.numel() > 0
+
+
+PLAIN_TYPES = (Tensor, nn.Parameter)
+
+
+# ---- What is computed once, within a context ----
 
 
 def _refuse_loading(module: nn.Module, *_: Any) -> None:
-    """A copy of a model takes this hook along, but not cached_g: there it does nothing."""
+    """A copy of a model takes this hook along, but no cached norm: there it does nothing."""
     for layer in module.modules():
-        if isinstance(layer, DoRALinear) and layer.cached_g is not None:
+        if isinstance(layer, DoRALinear):
             layer._refuse_while_cached("load_state_dict", "leave the context first")
+
+
+@contextmanager
+def _norms_held(model: nn.Module, layers: list[DoRALinear], hold_g: bool) -> Iterator[None]:
+    """Hold each layer's norm, or its g too; refuse what would make them wrong."""
+
+    def refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(p) in stepped for p in model.parameters()):
+            layers[0]._refuse_while_cached("an optimizer's step", "step after it")
+
+    before = [(layer.cached_norm, layer.cached_g) for layer in layers]
+    # On every module, so that whichever is loaded refuses before it has changed anything.
+    hooks = [m.register_load_state_dict_pre_hook(_refuse_loading) for m in model.modules()]
+    hooks.append(register_optimizer_step_pre_hook(refuse_step))
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                if layer.cached_norm is None:
+                    layer.cached_norm = layer.weight_norm()
+                if hold_g and layer.cached_g is None:
+                    layer.cached_g = layer.magnitude_scale()
+        yield
+    finally:
+        for layer, (norm, g) in zip(layers, before, strict=True):
+            layer.cached_norm, layer.cached_g = norm, g
+        for hook in hooks:
+            hook.remove()
+
+
+def _dora_layers(model: nn.Module, what: str) -> list[DoRALinear]:
+    layers = [module for module in model.modules() if isinstance(module, DoRALinear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no DoRALinear layer whose {what} could be kept")
+    return layers
+
+
+@contextmanager
+def reuse_norms(model: nn.Module) -> Iterator[None]:
+    """Within it every DoRALinear uses a norm computed once, here. Results are the same, bit for bit.
+
+        with reuse_norms(model):
+            for batch in micro_batches:
+                loss(model(batch)).backward()
+        optimizer.step()
+
+    For what sees the same A, B and W several times: the micro-batches of one optimizer step, and
+    the second forward pass of gradient checkpointing. The norm carries no gradient, so nothing
+    is lost. An optimizer's step over the model's parameters, load_state_dict(), merge() and
+    reset_parameters() are refused while it is open. It cannot notice another write to A, B or W:
+    to .data, under torch.no_grad(), by .to(), or by an optimizer outside torch.optim.
+
+    Raises:
+        ValueError: the model has no DoRALinear.
+        RuntimeError: within it, for what is refused.
+    """
+    with _norms_held(model, _dora_layers(model, "norm"), hold_g=False):
+        yield
 
 
 @contextmanager
@@ -266,32 +520,20 @@ def cached_scale(model: nn.Module) -> Iterator[None]:
     """Within it every DoRALinear of a model in evaluation mode uses a g computed once, here.
 
     For generation: one token costs as much as with LoRA, where the norm would cost more than the
-    layer. Gradients, train(), load_state_dict() and merge() are refused while it is open. It
-    cannot notice a write to a parameter: an optimizer's step, .data, .to().
+    layer. What reuse_norms refuses is refused while it is open, and so are gradients and train();
+    what reuse_norms cannot notice, it cannot either, for the magnitude too.
 
     Raises:
         ValueError: the model has no DoRALinear, or one that is in training mode.
         RuntimeError: within it, for what is refused.
     """
-    layers = [module for module in model.modules() if isinstance(module, DoRALinear)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no DoRALinear layer whose g could be kept")
+    layers = _dora_layers(model, "g")
     if any(layer.training for layer in layers):
         raise ValueError("cached_scale is for evaluation: call model.eval() first")
-
-    # On every module, so that whichever is loaded refuses before it has changed anything.
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [module.register_load_state_dict_pre_hook(_refuse_loading) for module, _ in modes]
-    before = [layer.cached_g for layer in layers]
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.cached_g = layer.magnitude_scale()
-        yield
+        with _norms_held(model, layers, hold_g=True):
+            yield
     finally:
-        for layer, g in zip(layers, before, strict=True):
-            layer.cached_g = g
-        for hook in hooks:
-            hook.remove()
         for module, training in modes:  # a train() that was refused had reached some of them
             module.training = training
