@@ -31,7 +31,6 @@ from torch.utils.checkpoint import checkpoint
 
 from minidora.lora import LoRALinear, no_autocast, wide_dtype
 
-
 use_kernels = os.environ.get("MINIDORA_KERNELS", "1") != "0"
 """Whether layers on a GPU use minidora.kernels; False is plain PyTorch everywhere."""
 
@@ -296,20 +295,26 @@ def _plain_gradients(
     """FusedDoRA's gradients for its first inputs, in operations that have gradients themselves."""
     own = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
     x, dropped, weight, A, B, magnitude, bias = own
-    assert x is not None and weight is not None and A is not None and B is not None
-    assert magnitude is not None
+    if x is None or weight is None or A is None or B is None or magnitude is None:
+        raise AssertionError("only dropped and bias can be missing")
     h = ctx.scaling * F.linear(x if dropped is None else dropped, A.to(weight.dtype))
     low = F.linear(h, B.to(weight.dtype))
     g = magnitude_over_norm(magnitude.to(norm.dtype), norm)
     y = compose_outputs(F.linear(x, weight), low, g, bias)[0]
     wanted = [t for t, needed in zip(own, ctx.needs_input_grad, strict=False) if needed]
-    gradients = iter(torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True))
+    gradients = iter(
+        torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True)
+    )
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[: len(own)]]
+
+
+MIXED_MM = hasattr(torch.ops.aten.mm, "dtype")  # torch 2.6 has no product of bf16 in float32
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """left right in another dtype, without a rounding to theirs on the way where torch can."""
-    if left.dtype != dtype and hasattr(torch.ops.aten.mm, "dtype"):
+    half = (torch.bfloat16, torch.float16)
+    if left.dtype in half and dtype == torch.float32 and left.device.type != "cpu" and MIXED_MM:
         return torch.mm(left, right, out_dtype=dtype)
     return torch.mm(left, right).to(dtype)
 
@@ -488,13 +493,15 @@ def _norms_held(model: nn.Module, layers: list[DoRALinear], hold_g: bool) -> Ite
 def _dora_layers(model: nn.Module, what: str) -> list[DoRALinear]:
     layers = [module for module in model.modules() if isinstance(module, DoRALinear)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no DoRALinear layer whose {what} could be kept")
+        raise ValueError(
+            f"{type(model).__name__} has no DoRALinear layer whose {what} could be kept"
+        )
     return layers
 
 
 @contextmanager
 def reuse_norms(model: nn.Module) -> Iterator[None]:
-    """Within it every DoRALinear uses a norm computed once, here. Results are the same, bit for bit.
+    """Within it every DoRALinear uses a norm computed once, here: same results, bit for bit.
 
         with reuse_norms(model):
             for batch in micro_batches:

@@ -1,4 +1,4 @@
-# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """DoRA's own work on a GPU in three launches: Triton kernels, each beside its plain form.
 
     norm     = ||W + s B A||_row                  one pass over W           factored_norm
@@ -144,9 +144,7 @@ def norm_kernel(
     parts = square.to(tl.float32) + tl.sum(b * b * own[None, :], 1)
     odd = (own < 1e-30) | (own > 1e30)
     odd_rows = tl.sum(((b != 0) & odd[None, :]).to(tl.int32), 1)
-    store_norm(
-        norm, W, A, B, rows, square, change, parts, odd_rows, s, rest, n, w_row, m, rank, 32
-    )
+    store_norm(norm, W, A, B, rows, square, change, parts, odd_rows, s, rest, n, w_row, m, rank, 32)
 
 
 @triton.jit
@@ -178,12 +176,12 @@ def large_norm_kernel(
         inside = (rows < n)[:, None] & (k < rank)[None, :]
         at = rows[:, None] * 2 * rank + k[None, :]
         mixed = 2 * (tl.load(U + at, inside, 0.0) + tl.load(U + at + rank, inside, 0.0))
-        for l0 in range(0, rank, RANK):
-            l = l0 + tl.arange(0, RANK)
-            here = (rows < n)[:, None] & (l < rank)[None, :]
-            b = tl.load(B + rows[:, None] * rank + l[None, :], here, 0.0).to(tl.float32)
-            here = (l < rank)[:, None] & (k < rank)[None, :]
-            g = tl.load(G + l[:, None] * rank + k[None, :], here, 0.0)
+        for j0 in range(0, rank, RANK):
+            j = j0 + tl.arange(0, RANK)
+            here = (rows < n)[:, None] & (j < rank)[None, :]
+            b = tl.load(B + rows[:, None] * rank + j[None, :], here, 0.0).to(tl.float32)
+            here = (j < rank)[:, None] & (k < rank)[None, :]
+            g = tl.load(G + j[:, None] * rank + k[None, :], here, 0.0)
             mixed = add_product(b, g, mixed)
         b = tl.load(B + rows[:, None] * rank + k[None, :], inside, 0.0).to(tl.float32)
         own = tl.load(G + k * rank + k, k < rank, 0.0)
@@ -191,9 +189,7 @@ def large_norm_kernel(
         parts += tl.sum(b * b * own[None, :], 1)
         odd = (own < 1e-30) | (own > 1e30)
         odd_rows += tl.sum(((b != 0) & odd[None, :]).to(tl.int32), 1)
-    store_norm(
-        norm, W, A, B, rows, square, change, parts, odd_rows, s, rest, n, w_row, m, rank, 32
-    )
+    store_norm(norm, W, A, B, rows, square, change, parts, odd_rows, s, rest, n, w_row, m, rank, 32)
 
 
 def _norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
@@ -234,7 +230,8 @@ def _large_norm(
     s = ctypes.c_float(scaling).value
     arguments = (s, scaling - s, out, weight.stride(0), inner, lora_A.shape[0])
     if not launch(
-        large_norm_kernel, (blocks(out, 32),), weight, norm, weight, lora_A, lora_B, U, G, *arguments,
+        large_norm_kernel, (blocks(out, 32),), weight,
+        norm, weight, lora_A, lora_B, U, G, *arguments,
         ROWS=32, COLS=256, RANK=64,
     ):  # fmt: skip
         norm.copy_(dora.plain_norm(weight, lora_A, lora_B, scaling))
@@ -293,7 +290,7 @@ def _compose(
     (tokens, out), rank = base.shape, h.shape[1]
     y = torch.empty_like(base)
     block = 64 if tokens > 16 else 16
-    k = min(64, max(16, triton.next_power_of_2(rank)))
+    k = min(64 if base.itemsize == 2 else 32, max(16, triton.next_power_of_2(rank)))
     if not launch(
         compose_kernel, (blocks(out, 128), blocks(tokens, block)), base,
         y, base, h, lora_B, magnitude, norm, bias, tokens, out, rank,
@@ -381,7 +378,9 @@ def _(base: Tensor, *_: Any) -> Tensor:
 
 @_compose_backward_op.register_fake
 def _(dy: Tensor, u: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u), u.new_empty(blocks(u.shape[0], 128), u.shape[1], dtype=torch.float32)
+    return torch.empty_like(u), u.new_empty(
+        blocks(u.shape[0], 128), u.shape[1], dtype=torch.float32
+    )
 
 
 def _direct(tensor: Tensor) -> bool:
@@ -420,7 +419,7 @@ def compose(
 def compose_backward(
     dy: Tensor, u: Tensor, magnitude: Tensor, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """d_u = g dy, (tokens, out), and the gradient of the magnitude in partial sums, (parts, out)."""
+    """d_u = g dy, (tokens, out), and the magnitude's gradient in partial sums, (parts, out)."""
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
     call = _compose_backward if _direct(u) else _compose_backward_op
     return call(dy, u, magnitude, norm)
