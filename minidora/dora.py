@@ -15,7 +15,6 @@ Reference:
     eq. 5 (the form), eq. 11 and sec. 4.3 (the detached norm)
 """
 
-import functools
 import importlib
 import os
 import warnings
@@ -35,16 +34,24 @@ use_kernels = os.environ.get("MINIDORA_KERNELS", "1") != "0"
 """Whether layers on a GPU use minidora.kernels; False is plain PyTorch everywhere."""
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+_loaded: bool | None = None  # whether minidora.kernels could be imported; None is not yet tried
+
+
 def _kernels_load() -> bool:
-    try:
-        importlib.import_module("minidora.kernels")
-    except ImportError as error:
-        if torch.cuda.is_available():
-            warnings.warn(f"DoRA runs without its kernels: {error}", stacklevel=2)
-        return False
-    return True
+    """Import minidora.kernels at its first use: Triton takes as long to import as the rest."""
+    global _loaded
+    if _loaded is None:
+        try:
+            importlib.import_module("minidora.kernels")
+            _loaded = True
+        except Exception as error:
+            _loaded = False
+            if torch.cuda.is_available():
+                warnings.warn(f"DoRA runs without its kernels: {error!r}", stacklevel=2)
+    return _loaded
+
+
+torch.compiler.assume_constant_result(_kernels_load)  # a graph takes the answer as it is
 
 
 def kernels_serve(tensor: Tensor) -> bool:

@@ -111,7 +111,7 @@ def graph_seconds(call: Callable[[], object]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    times = []
+    times: list[float] = []
     for _ in range(15):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
