@@ -17,37 +17,30 @@ from minidora.checks.expect import (
     require,
     same,
 )
-from minidora.checks.spec import AXES, Spec, Wrong
+from minidora.checks.spec import AXES, Spec, axes_of, wide
 from minidora.runner import probe
 
 # ---- A merged layer ----
 
 
-def check_merge(
-    answer: Answer,
-    weight: Spec,
-    wrong: Callable[..., Wrong],
-    scale: Callable[..., Tensor] | None = None,
-) -> None:
+def check_merge(answer: Answer, weight: Spec, scale: Callable[..., Tensor] | None = None) -> None:
     """Refuse unless answer(base, *args) is a plain layer of its own with the weight of that spec.
 
     Args:
         weight: the spec of the merged weight, (W, *args) -> W'.
-        wrong: (W, *args) -> what usual mistakes make of W'.
         scale: (W, *args) -> the factor of each row, by which a bias may be scaled by mistake.
     """
 
     def check(args: Sequence[Any], bias: bool = True, named: bool = True) -> None:
-        base, wide = _linear(args[0], bias), [_wide(arg) for arg in args]
+        base = _linear(args[0], bias)
         merged = expect_module(answer(base, *args[1:]), "Linear")
-        known = [(value, text) for text, value in wrong(*wide)] if named else []
-        if "weight" in merged.parameters:
-            expect_can_run(merged, base)
         require(
             "weight" not in merged.tensors,
             "weight is a plain tensor: no optimizer sees it unless it is an nn.Parameter",
         )
-        expect(merged.parameters.get("weight"), weight.oracle(*wide), known, "weight")
+        expect_can_run(merged, base)
+        known = [(value[0], text) for value, text, _ in weight.known(args)] if named else []
+        expect(merged.parameters.get("weight"), weight.want(args)[0], known, "weight")
         got = merged.parameters.get("bias")
         if base.bias is None:
             require(got is None, "the base has no bias and the merged layer has one")
@@ -55,7 +48,7 @@ def check_merge(
         require(got is not None, "the bias is lost")
         assert got is not None
         if scale is not None and named:
-            scaled = same(got, scale(*wide) * _wide(base.bias))
+            scaled = same(got, scale(*wide(args)) * base.bias.detach().double())
             require(not scaled, "the bias is scaled: it stays as it is")
         require(same(got, base.bias), "the bias is not the base's")
 
@@ -112,6 +105,16 @@ def check_own(answer: Answer, base: nn.Linear, *args: Any) -> None:
         require(moved, f"a step of training does not change {name} of the new layer")
 
 
+def check_tensors_train(answer: Answer, names: Sequence[str], *args: Any) -> None:
+    """The parameters that come back can be trained, each of its own memory."""
+    answer.case("one step of training")
+    found = answer.probe(probe.step_of_parameters, *args)
+    require(not found["shared"], "two of them share their memory: make each its own")
+    for name, before, after in zip(names, found["before"], found["after"], strict=True):
+        moved = not torch.equal(before, after.detach())
+        require(moved, f"a step of an optimizer does not change {name}")
+
+
 # ---- A layer around a base ----
 
 
@@ -144,6 +147,7 @@ def check_layer(answer: Answer, forward: Spec) -> None:
             at = [forward.inputs[index].name for index in forward.wrt]
             forward.refuse_gradients([every[name] for name in at], args, [dy.double()])
 
+    check_follows_base(answer)
     answer.case("random layers")
     check(forward.telling(torch.float32))
     check(forward.telling())
@@ -151,7 +155,7 @@ def check_layer(answer: Answer, forward: Spec) -> None:
     check(forward.telling(), bias=False)
     for lead in AXES:
         args = forward.some(forward.random_sizes(), lead)
-        answer.case(f"x of shape {tuple(args[0].shape)}")
+        answer.case(axes_of("x", args[0]))
         check(args)
     for ones in (["out"], ["in"], ["rank"], ["out", "in", "rank"]):
         answer.case(f"{' = '.join(ones)} = 1")
@@ -161,7 +165,6 @@ def check_layer(answer: Answer, forward: Spec) -> None:
     answer.case("gradient")
     check(forward.telling(), gradient=True)
     check_use(answer, forward, names)
-    check_follows_base(answer)
 
 
 USES = (
@@ -285,7 +288,3 @@ def _linear(weight: Tensor, bias: bool, values: Tensor | None = None) -> nn.Line
         if bias and values is not None:
             layer.bias.copy_(values)
     return layer
-
-
-def _wide(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) else value

@@ -375,9 +375,10 @@ update_for_weight.mistake(
 # ---- 3.7 and 3.8: layers ----
 
 
-def _wrong_merges(w: Tensor, *args: Any) -> Wrong:
-    yield from _wrong_weights(w, *args)
-    yield "W is added to W': W' takes the place of W", w + dora_weight.oracle(w, *args)
+def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Wrong:
+    yield from _wrong_weights(w, a, b, m, alpha)
+    right = _scaled(m, _direction(w, a, b, alpha))
+    yield "W is added to W': W' takes the place of W", w + right
     yield "the weight is still W", w
 
 
@@ -394,7 +395,12 @@ def _g(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Tensor:
     hint="y = x W'^T + bias. Which of the two does the magnitude change?",
 )
 def merge_dora(answer: Answer) -> None:
-    adapters.check_merge(answer, dora_weight, _wrong_merges, _g)
+    adapters.check_merge(answer, _merged, _g)
+
+
+_merged = replace(dora_weight, grads=())  # the same weight, with mistakes of its own
+_merged.examples = dora_weight.examples
+_merged.mistakes_of(_wrong_merges)
 
 
 @lesson.exercise(

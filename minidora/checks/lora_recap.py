@@ -6,24 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidora.checks.exercise import Answer, Lesson
-from minidora.checks.expect import (
-    expect,
-    expect_device,
-    expect_dtype_and_device,
-    expect_gradient,
-    expect_module,
-    expect_parameter,
-    expect_parts,
-    randn,
-    require,
-)
+from minidora.checks import adapters
+from minidora.checks.exercise import Answer, Lesson, kind_of
+from minidora.checks.expect import expect_parts, require
+from minidora.checks.spec import Wrong, spec, unlisted
 from minidora.runner import probe
 
 lesson = Lesson(
     2, "02_lora_recap", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")
 )
-EXAMPLE = "this is the answer to the example: compute it from the arguments"
 
 
 @lesson.exercise(
@@ -43,7 +34,7 @@ def init_lora(answer: Answer) -> None:
         ("lora_A", parts[0], "(rank, in)", (2, 5)),
         ("lora_B", parts[1], "(out, rank)", (3, 2)),
     ):
-        require(isinstance(part, Tensor), f"{name} is no tensor")
+        require(isinstance(part, Tensor), f"{name} is not a tensor, but {kind_of(part)}")
         got = tuple(part.shape)
         require(got == shape, f"expected {name} of shape {axes} = {shape}, got {got}")
         require(isinstance(part, nn.Parameter), f"{name} is a plain tensor: use nn.Parameter")
@@ -78,109 +69,120 @@ def init_lora(answer: Answer) -> None:
     )
     require(not torch.equal(lora_A, answer(256, 48, 64)[0]), "lora_A is the same each time")
 
+    answer.case("sizes of 1, and a rank above both sides")
+    for in_, out, rank in ((1, 1, 1), (3, 1, 2), (1, 4, 1), (4, 2, 9)):
+        found = [tuple(part.shape) for part in answer(in_, out, rank)]
+        wanted = [(rank, in_), (out, rank)]
+        sizes = f"in={in_}, out={out}, rank={rank}"
+        require(found == wanted, f"expected the shapes {wanted} for {sizes}, got {found}")
+    adapters.check_tensors_train(answer, ("lora_A", "lora_B"), 5, 3, 2)
 
-def _delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    """s B A as a sum of outer products, one for each rank, in float64."""
-    a, b = lora_A.double(), lora_B.double()
-    return scaling * sum(
-        (torch.outer(b[:, i], a[i]) for i in range(len(a))), torch.zeros(len(b), a.shape[1])
-    )
+
+# ---- 2.2 and 2.3: the update, and the forward pass ----
 
 
-@lesson.exercise(
+def _product(lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """B A, as a sum of outer products."""
+    pairs = zip(lora_B.T, lora_A, strict=True)
+    return torch.stack([torch.outer(b, a) for b, a in pairs]).sum(0)
+
+
+@spec(
+    lesson,
     "2.2",
     title="The update and its scaling",
     difficulty="easy",
     minutes=5,
     teaches="the order of B and A for a weight of shape (out, in), and what alpha does",
     hint="A weight is (out, in). Which product of (out, rank) and (rank, in) has this shape?",
+    shapes="(rank, in), (out, rank), alpha -> (out, in)",
 )
-def lora_delta(answer: Answer) -> None:
-    def known(a: Tensor, b: Tensor, alpha: float) -> list[tuple[Tensor, str]]:
-        rank, out = len(a), len(b)
-        right = _delta(a, b, alpha / rank)
-        return [
-            (example, EXAMPLE),
-            (_delta(a, b, 1.0), "the scaling is missing: s = alpha / rank"),
-            (_delta(a, b, alpha), "scaled by alpha alone: s = alpha / rank"),
-            (_delta(a, b, alpha / rank**0.5), "scaled by alpha / sqrt(rank): s = alpha / rank"),
-            (_delta(a, b, alpha / out), "divided by out: the rank is lora_A.shape[0]"),
-            (_delta(a, b, alpha // rank), "// rounds down: use / for alpha / rank"),
-            (_delta(a, b, rank / alpha), "scaled by rank / alpha: s = alpha / rank"),
-            (right.T, "this is (in, out), the transpose: a weight is (out, in)"),
-            (right.T.reshape(right.shape), "reshape is no transpose: which entry goes where?"),
-        ]
-
-    answer.case("by hand")
-    lora_A = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
-    lora_B = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
-    example = torch.tensor([[3.0, 0.0, 6.0], [0.0, 3.0, 0.0], [3.0, 3.0, 6.0], [6.0, 0.0, 12.0]])
-    expect(answer(lora_A, lora_B, 6.0), example, known(lora_A, lora_B, 6.0)[1:], shape="(out, in)")
-    answer.case("random factors")
-    for out, in_, rank, alpha in ((5, 3, 4, 3.0), (2, 7, 3, 16.0), (4, 4, 2, 1.0)):
-        a, b = randn(rank, in_), randn(out, rank)
-        expect(answer(a, b, alpha), _delta(a, b, alpha / rank), known(a, b, alpha))
-    answer.case("gradient")
-    a, b, cotangent = randn(2, 5), randn(3, 2), randn(3, 5)
-    found = answer.probe(probe.gradients, [a, b, 3.0], [0, 1], cotangent)
-    expect_gradient(found["gradients"][0], 1.5 * b.T @ cotangent, "lora_A")
-    expect_gradient(found["gradients"][1], 1.5 * cotangent @ a.T, "lora_B")
-    expect_dtype_and_device(answer, a, b, 3.0)
+def lora_delta(lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
+    return alpha / len(lora_A) * _product(lora_A, lora_B)
 
 
-@lesson.exercise(
+def _wrong_deltas(a: Tensor, b: Tensor, alpha: float) -> Wrong:
+    rank, out, ba = len(a), len(b), _product(a, b)
+    right = alpha / rank * ba
+    yield "the scaling is missing: s = alpha / rank", ba
+    yield "scaled by alpha alone: s = alpha / rank", alpha * ba
+    yield "scaled by alpha / sqrt(rank): s = alpha / rank", alpha / rank**0.5 * ba
+    yield "divided by out: the rank is lora_A.shape[0]", alpha / out * ba
+    yield "// rounds down: use / for alpha / rank", alpha // rank * ba
+    yield "scaled by rank / alpha: s = alpha / rank", rank / alpha * ba
+    yield "this is (in, out), the transpose: a weight is (out, in)", right.T
+    yield "reshape is not transpose: which entry goes where?", right.T.reshape(right.shape)
+
+
+lora_delta.example(
+    [[1, 0, 2], [0, 1, 0]],
+    [[1, 0], [0, 1], [1, 1], [2, 0]],
+    6.0,
+    gives=[[3, 0, 6], [0, 3, 0], [3, 3, 6], [6, 0, 12]],
+)
+lora_delta.mistakes_of(_wrong_deltas)
+
+
+@spec(
+    lesson,
     "2.3",
     title="The forward pass",
     difficulty="medium",
     minutes=10,
-    teaches="how the update acts beside the frozen weight, and that B A is never built",
+    teaches="how the update acts beside the frozen weight, one factor after the other",
     hint="x has in features. Which factor takes them to rank, and which takes rank to out?",
+    shapes="(..., in), (out, in), (out,), (rank, in), (out, rank), alpha -> (..., out)",
+    grads=("lora_A", "lora_B", "x"),
+    tiny=("weight", "lora_B", "bias"),
 )
-def lora_forward(answer: Answer) -> None:
-    def parts(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """x W^T and (x A^T) B^T by sums over single entries, in float64."""
-        x, w, a, b = x.double(), w.double(), a.double(), b.double()
-        base = (x[..., None, :] * w).sum(-1)
-        return base, ((x[..., None, :] * a).sum(-1)[..., None, :] * b).sum(-1)
+def lora_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float
+) -> Tensor:
+    adapted: Tensor = weight + alpha / len(lora_A) * _product(lora_A, lora_B)
+    return (x[..., None, :] * adapted).sum(-1) + bias
 
-    def check(x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
-        base, low = parts(x, w, a, b)
-        s = alpha / len(a)
-        expect(
-            answer(x, w, bias, a, b, alpha),
-            base + bias + s * low,
-            [
-                (base + bias + low, "the scaling is missing: s = alpha / rank"),
-                (base + bias + alpha * low, "scaled by alpha alone: s = alpha / rank"),
-                (base + s * low, "the bias is missing"),
-                (base + bias + s * (low + bias), "the bias is in it twice, once scaled"),
-                (base + s * (low + bias), "the bias is scaled: add it last, as it is"),
-                (s * low, "only the update is here: add it to x W^T + bias"),
-                (base + bias, "the update is missing"),
-            ],
-            shape="(..., out)",
-        )
 
-    answer.case("by hand")
-    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
-    bias = torch.tensor([10.0, 20.0])
-    lora_A, lora_B = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0], [2.0]])
-    check(torch.tensor([[1.0, 2.0, 3.0]]), weight, bias, lora_A, lora_B, 4.0)
-    answer.case("random layers")
-    for out, in_, rank, alpha in ((5, 3, 2, 3.0), (2, 7, 3, 16.0), (4, 4, 2, 1.0)):
-        check(randn(6, in_), randn(out, in_), randn(out), randn(rank, in_), randn(out, rank), alpha)
-    for shape in ((2, 3, 5), (5,), (2, 2, 3, 5)):
-        answer.case(f"x of shape {shape}")
-        check(randn(*shape), randn(4, 5), randn(4), randn(2, 5), randn(4, 2), 5.0)
-    answer.case("gradient")
-    x, w, bias, a, b = randn(6, 5), randn(3, 5), randn(3), randn(2, 5), randn(3, 2)
-    cotangent = randn(6, 3)
-    found = answer.probe(probe.gradients, [x, w, bias, a, b, 3.0], [0, 3, 4], cotangent)
-    to_x, to_a, to_b = found["gradients"]
-    expect_gradient(to_a, 1.5 * b.T @ cotangent.T @ x, "lora_A")
-    expect_gradient(to_b, 1.5 * cotangent.T @ (x @ a.T), "lora_B")
-    expect_input_gradient(to_x, cotangent, w, _delta(a, b, 1.5))
-    expect_dtype_and_device(answer, x, w, bias, a, b, 3.0)
+def _wrong_outputs(x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, alpha: float) -> Wrong:
+    base, low, s = x @ w.T, x @ _product(a, b).T, alpha / len(a)
+    yield "the scaling is missing: s = alpha / rank", base + bias + low
+    yield "scaled by alpha alone: s = alpha / rank", base + bias + alpha * low
+    yield "the bias is missing", base + s * low
+    yield "the bias is in it twice, once scaled", base + bias + s * (low + bias)
+    yield "the bias is scaled: add it last, as it is", base + s * (low + bias)
+    yield "only the update is here: add it to x W^T + bias", s * low
+    yield "the update is missing", base + bias
+
+
+lora_forward.example(
+    [[1, 2, 3]],
+    [[1, 0, 2], [0, 1, 1]],
+    [10, 20],
+    [[1, 1, 0]],
+    [[1], [2]],
+    4.0,
+    gives=[[29, 49]],
+)
+lora_forward.mistakes_of(_wrong_outputs)
+
+
+def _x_apart(beside_w: Tensor, in_update: Tensor, *rest: Any) -> Tensor:
+    """y from one x beside W, and another in the update."""
+    w, bias, a, b, alpha = rest
+    y: Tensor = beside_w @ w.T + bias + alpha / len(a) * in_update @ _product(a, b).T
+    return y
+
+
+lora_forward.slope_mistake(
+    "it comes through x W^T alone, but x is in the update too",
+    lambda at, x, *rest: _x_apart(x, at[0], *rest),
+)
+lora_forward.slope_mistake(
+    "it comes through the update alone: the layers before need W's part too",
+    lambda at, x, *rest: _x_apart(at[0], x, *rest),
+)
+
+
+# ---- 2.4: what trains ----
 
 
 def _adapted_model() -> nn.Module:
@@ -195,6 +197,8 @@ def _adapted_model() -> nn.Module:
     model.blocks = nn.Sequential(block)
     model.exploration = nn.Linear(4, 2)  # "lora" stands in this name too
     model.lora_head = nn.Linear(2, 2)
+    model.lora_A_norm = nn.LayerNorm(2)
+    model.old_lora_B = nn.Parameter(torch.ones(3))
     model.temperature = nn.Parameter(torch.ones(1))
     return model
 
@@ -209,37 +213,49 @@ def _adapted_model() -> nn.Module:
 )
 def freeze_base(answer: Answer) -> None:
     def frozen(model: nn.Module) -> tuple[probe.Module, dict[str, bool]]:
-        after = answer.probe(probe.in_place, model)
-        values = dict(model.named_parameters())
+        found = answer.probe(probe.build, model)
+        made, after = found["made"], found["given"][0]
+        values, modes = dict(model.named_parameters()), model.named_modules()
         require(
             after.parameters.keys() == values.keys(), "the model has other parameters afterwards"
         )
         for name, parameter in after.parameters.items():
             require(torch.equal(parameter, values[name]), f"the values of {name} have changed")
+        as_it_was = after.training == {name: module.training for name, module in modes}
+        require(as_it_was, "it changes the mode of the model: leave train() and eval() alone")
         state = {name: not value.requires_grad for name, value in after.parameters.items()}
+        copied = isinstance(made, probe.Module) and state != {
+            name: not value.requires_grad for name, value in made.parameters.items()
+        }
+        require(not copied, "the model that was given is not the one you changed: make no copy")
         return after, state
 
-    def adapters(names: Any) -> list[str]:
+    def factors(names: Any) -> list[str]:
         return [name for name in names if name.split(".")[-1] in ("lora_A", "lora_B")]
 
     answer.case("a mixed model")
     model = _adapted_model()
     after, state = frozen(model)
     require(any(state.values()), "nothing is frozen: it is the parameters that need it")
-    for name in adapters(state):
+    for name in factors(state):
         require(not state[name], f"{name} is frozen too: the adapters are what is trained")
-    for name, letters in (("exploration.weight", "lora"), ("lora_head.weight", "lora_")):
+    for name, letters in (
+        ("exploration.weight", "lora"),
+        ("lora_head.weight", "lora_"),
+        ("lora_A_norm.weight", "lora_A"),
+        ("old_lora_B", "lora_B"),
+    ):
         by_letters = not state[name] and state["embedding.weight"]
         require(not by_letters, f"{name} still trains: its name holds the letters {letters}")
     left = [name for name, is_frozen in state.items() if not is_frozen]
-    left = sorted(set(left) - set(adapters(state)))
+    left = sorted(set(left) - set(factors(state)))
     linear = [name for name in left if after.modules[name.rpartition(".")[0]] == "Linear"]
     reason = "" if linear else ": there are more than nn.Linear layers in a model"
     require(not left, f"{left[0] if left else ''} still trains{reason}")
 
     answer.case("a frozen model")
     _, state = frozen(model.requires_grad_(False))
-    for name in adapters(state):
+    for name in factors(state):
         require(not state[name], f"{name} was frozen before and still is: set both ways")
 
     answer.case("a single layer")
@@ -247,6 +263,30 @@ def freeze_base(answer: Answer) -> None:
     _, state = frozen(single)
     require(not state["lora_A"] and not state["lora_B"], "in a single layer lora_A is frozen too")
     require(state["base.weight"] and state["base.bias"], "in a single layer base.weight trains")
+
+
+# ---- 2.5 and 2.6: layers ----
+
+
+@unlisted(shapes="(out, in), (rank, in), (out, rank), alpha -> (out, in)")
+def _merged(weight: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
+    return weight + alpha / len(lora_A) * _product(lora_A, lora_B)
+
+
+def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, alpha: float) -> Wrong:
+    ba, s = _product(a, b), alpha / len(a)
+    yield "the scaling is missing: s = alpha / rank", w + ba
+    yield "scaled by alpha alone: s = alpha / rank", w + alpha * ba
+    yield "only the update is here: W' = W + s B A", s * ba
+    yield "the update is subtracted: W' = W + s B A", w - s * ba
+    yield "the update is missing: W' = W + s B A", w
+    yield "reshape is not transpose: B A is enough", w + s * ba.T.reshape(w.shape)
+
+
+_merged.example(
+    [[1, 2], [3, 4], [5, 6]], [[1, 0]], [[1], [0], [2]], 2.0, gives=[[3, 2], [3, 4], [9, 6]]
+)
+_merged.mistakes_of(_wrong_merges)
 
 
 @lesson.exercise(
@@ -258,44 +298,7 @@ def freeze_base(answer: Answer) -> None:
     hint="What must be copied so that the layer you were given keeps its weight and its bias?",
 )
 def merge_lora(answer: Answer) -> None:
-    def check(base: nn.Linear, a: Tensor, b: Tensor, alpha: float) -> None:
-        merged = expect_module(answer(base, a, b, alpha), "Linear")
-        check_can_run(merged, base)
-        weight = base.weight.detach().double()
-        s = alpha / len(a)
-        delta = _delta(a, b, s)
-        expect(
-            merged.parameters.get("weight"),
-            weight + delta,
-            [
-                (weight + _delta(a, b, 1.0), "the scaling is missing: s = alpha / rank"),
-                (weight + _delta(a, b, alpha), "scaled by alpha alone: s = alpha / rank"),
-                (delta, "only the update is here: W' = W + s B A"),
-                (weight - delta, "the update is subtracted: W' = W + s B A"),
-                (weight, "the update is missing: W' = W + s B A"),
-                (weight + delta.T.reshape(weight.shape), "reshape is no transpose: B A is enough"),
-            ],
-            "weight",
-        )
-        bias = merged.parameters.get("bias")
-        if base.bias is None:
-            require(bias is None, "the base has no bias and the merged layer has one")
-        else:
-            require(bias is not None, "the bias is lost")
-            require(torch.equal(bias, base.bias), "the bias is not the base's")  # type: ignore[arg-type]
-
-    answer.case("by hand")
-    base = nn.Linear(2, 3)
-    with torch.no_grad():
-        base.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
-    check(base, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0], [0.0], [2.0]]), 2.0)
-    answer.case("random layers")
-    for out, in_, rank, alpha in ((5, 3, 2, 3.0), (2, 7, 4, 6.0), (4, 4, 2, 1.0)):
-        check(nn.Linear(in_, out), randn(rank, in_), randn(out, rank), alpha)
-    answer.case("no bias")
-    check(nn.Linear(3, 5, bias=False), randn(2, 3), randn(5, 2), 3.0)
-    check_nothing_shared(answer, nn.Linear(3, 5), randn(2, 3), randn(5, 2), 3.0)
-    expect_dtype_and_device(answer, nn.Linear(3, 5), randn(2, 3), randn(5, 2), 3.0)
+    adapters.check_merge(answer, _merged)
 
 
 @lesson.exercise(
@@ -309,146 +312,7 @@ def merge_lora(answer: Answer) -> None:
 )
 def lora_linear(answer: Answer) -> None:
     answer.case("parameters")
-    check_adapter(answer, nn.Linear(5, 3), "lora_A", "lora_B")
+    adapters.check_parameters(answer, nn.Linear(5, 3), "lora_A", "lora_B")
     answer.case("start")
-    check_start(answer, 256)
-
-    for shape, has_bias in (((6, 5), True), ((6, 5), False), ((2, 4, 5), True)):
-        answer.case(f"x of shape {shape}" if has_bias else "no bias")
-        linear, a, b, x = nn.Linear(5, 3, has_bias), randn(2, 5), randn(3, 2), randn(*shape)
-        cotangent = randn(*shape[:-1], 3)
-        values = {"lora_A": a, "lora_B": b}
-        found = answer.probe(probe.layer, [linear, 2, 3.0], values, x, cotangent)
-        weight = linear.weight.detach().double()
-        bias = linear.bias.detach() if has_bias else torch.zeros(3)
-        y, low = x.double() @ weight.T, x.double() @ _delta(a, b, 1.0).T
-        expect(
-            found["value"],
-            y + bias + 1.5 * low,
-            [
-                (y + bias + low, "the scaling is missing in forward"),
-                (y + 1.5 * low, "the bias is missing"),
-                (y + bias, "the update is missing"),
-                (1.5 * low, "only the update is here: add it to what base answers"),
-            ],
-            shape="(..., out)",
-        )
-        check_forward(found, linear, x)
-    answer.case("gradient")
-    flat_x, flat_g = x.reshape(-1, 5), cotangent.reshape(-1, 3)
-    expect_gradient(found["gradients"]["lora_A"], 1.5 * b.T @ flat_g.T @ flat_x, "lora_A")
-    expect_gradient(found["gradients"]["lora_B"], 1.5 * flat_g.T @ flat_x @ a.T, "lora_B")
-    require(found["gradients"]["base.weight"] is None, "the frozen base gets a gradient")
-    expect_input_gradient(found["x"], cotangent, weight, _delta(a, b, 1.5))
-    check_follows_base(answer)
-
-
-# ---- What LoRA's and DoRA's exercises have in common ----
-
-
-def expect_input_gradient(got: Any, cotangent: Tensor, weight: Tensor, update: Tensor) -> None:
-    """Refuse unless got is the gradient of x in y = x (weight + update)^T; both in float64."""
-    dy, weight, update = cotangent.double(), weight.double(), update.double()
-    known = [
-        (dy @ weight, "it comes through x W^T alone, but x is in the update too"),
-        (dy @ update, "it comes through the update alone: the layers before need W's part too"),
-    ]
-    expect_gradient(got, dy @ (weight + update), "x", known)
-
-
-def check_can_run(merged: probe.Module, base: nn.Linear) -> None:
-    """A merged layer's sizes and dtypes are those of the layer it came from."""
-    for name, want in (("in_features", base.in_features), ("out_features", base.out_features)):
-        got = merged.numbers.get(name)
-        require(got == want, f"expected {name} {want}, got {got}")
-    want_dtype = str(base.weight.dtype).removeprefix("torch.")
-    for name, parameter in merged.parameters.items():
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        require(
-            dtype == want_dtype,
-            f"{name} is {dtype} where the given layer has {want_dtype}: it must be able to run",
-        )
-
-
-def check_nothing_shared(answer: Answer, *args: Any) -> None:
-    """The layer that an answer returns has parameters of its own."""
-    for name in answer.probe(probe.shared, *args):
-        message = f"{name} is the given layer's own: a step of training would change both"
-        require(False, message)
-
-
-def build_layer(
-    answer: Answer, base: nn.Linear, rank: int, alpha: float
-) -> tuple[probe.Module, probe.Module]:
-    found = answer.probe(probe.build, base, rank, alpha)
-    return expect_module(found["made"], "Module"), found["given"][0]
-
-
-def check_adapter(answer: Answer, linear: nn.Linear, *names: str) -> probe.Module:
-    """Shapes and flags of a layer of rank 2 and alpha 3 around an nn.Linear(5, 3).
-
-    names: of all that it trains.
-    """
-    module, base = build_layer(answer, linear, 2, 3.0)
-    expect_parameter(module, "lora_A", (2, 5))
-    expect_parameter(module, "lora_B", (3, 2))
-    require("base" in module.modules, "it keeps the given layer as self.base")
-    for name in ("weight", "bias"):
-        require(
-            not base.parameters[name].requires_grad,
-            f"base.{name} is not frozen: the optimizer would train it",
-        )
-    for name, parameter in module.parameters.items():
-        trains = parameter.requires_grad and name not in names
-        require(not trains, f"{name} trains too: only the adapter should")
-    kept = "base.weight" in answer.probe(probe.shared, linear, 2, 3.0)
-    require(kept, "base is a copy: keep the layer that was given")
-    got = module.numbers.get("scaling")
-    require(got is not None, "it has no number called scaling")
-    require(got == 1.5, f"expected scaling 1.5 for alpha 3, rank 2, got {got:g}")
-    return module
-
-
-def check_start(answer: Answer, in_features: int) -> None:
-    """lora_A on +-1/sqrt(in), new each time; lora_B zero."""
-    module, _ = build_layer(answer, nn.Linear(in_features, 8), 32, 32.0)
-    lora_A, lora_B = module.parameters["lora_A"].detach(), module.parameters["lora_B"]
-    require(not lora_B.any(), "lora_B is not zero at the start: the layer differs from its base")
-    largest, bound = float(lora_A.abs().max()), 1 / math.sqrt(in_features)
-    require(largest > 0, "lora_A is zero: then lora_B never gets a gradient")
-    require(
-        largest <= 1.001 * bound,
-        f"lora_A is too large: expected +-1/sqrt(in) = +-{bound:.4f}, got up to {largest:.4f}",
-    )
-    require(largest > 0.95 * bound, f"lora_A is too small: up to {largest:.4f}, not {bound:.4f}")
-    mean, std = float(lora_A.mean()), float(lora_A.std())
-    even = abs(mean) < 0.05 * bound and abs(std / bound - 1 / math.sqrt(3)) < 0.05
-    require(
-        even, f"lora_A is not drawn uniformly from +-1/sqrt(in): mean {mean:.4f}, std {std:.4f}"
-    )
-    again, _ = build_layer(answer, nn.Linear(in_features, 8), 32, 32.0)
-    new = not torch.equal(lora_A, again.parameters["lora_A"])
-    require(new, "lora_A is the same each time: set no seed")
-
-
-WRITES = "forward changes base.weight: `+=` writes into it, use +"
-
-
-def check_forward(found: dict[str, Any], linear: nn.Linear, x: Tensor) -> None:
-    """What probe.layer found beside y: the start, and the base afterwards."""
-    with torch.no_grad():
-        expect(found["start"], linear(x), name="before any training", shape="(..., out)")
-    after = found["module"].parameters["base.weight"]
-    require(torch.equal(after.cpu(), linear.weight), WRITES)
-
-
-def check_follows_base(answer: Answer) -> None:
-    """The new parameters have the dtype and the device of the base."""
-    answer.case("float64")
-    module, _ = build_layer(answer, nn.Linear(5, 3).double(), 2, 3.0)
-    for name, parameter in module.parameters.items():
-        require(
-            parameter.dtype == torch.float64,
-            f"{name} is {str(parameter.dtype).removeprefix('torch.')} over a float64 base",
-        )
-    expect_device(answer, nn.Linear(5, 3), 2, 3.0)
+    adapters.check_start(answer, 256)
+    adapters.check_layer(answer, lora_forward)

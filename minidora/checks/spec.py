@@ -292,7 +292,7 @@ class Spec(Exercise):
         free = [index for index, slot in enumerate(self.inputs) if "..." in (slot.axes or ())]
         for lead in AXES if free else ():
             args = self.some(self.random_sizes(), lead)
-            answer.case(f"{self.inputs[free[0]].name} of shape {tuple(args[free[0]].shape)}")
+            answer.case(axes_of(self.inputs[free[0]].name, args[free[0]]))
             self.compare(answer, args)
         for ones in [*([name] for name in names), names] if names else []:
             answer.case(f"{' = '.join(ones)} = 1")
@@ -459,6 +459,21 @@ def spec(lesson: Lesson, number: str, **told: Any) -> Callable[[Function], Spec]
         return made
 
     return decorate
+
+
+def unlisted(**told: Any) -> Callable[[Function], Spec]:
+    """A Spec that is not an exercise: draws, mistakes and gradients for a check by hand."""
+
+    def decorate(oracle: Function) -> Spec:
+        empty = dict.fromkeys(("number", "title", "difficulty", "teaches", "hint"), "")
+        told.update(empty, minutes=0, name=oracle.__name__, oracle=oracle)
+        return Spec(**told)
+
+    return decorate
+
+
+def axes_of(name: str, value: Tensor) -> str:
+    return f"{name} with {value.ndim} {'axis' if value.ndim == 1 else 'axes'}"
 
 
 def _slots(text: str, names: Sequence[str]) -> list[Slot]:

@@ -313,11 +313,33 @@ def step(answer: Callable[..., nn.Module], args: list[Any], x: Tensor) -> dict[s
     return {"before": before, "made": made}
 
 
+@probe
+def step_of_parameters(answer: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """One step of SGD on the parameters answer(*args), so that each should move.
+
+    Returns {"before": ..., "after": ..., "shared": whether two have one storage}.
+    """
+    made = list(answer(*args))
+    before = [value.detach().clone() for value in made]
+    torch.stack([value.sum() for value in made]).sum().backward()
+    _descend(made)
+    storages = {value.untyped_storage().data_ptr() for value in made}
+    return {"before": before, "after": made, "shared": len(storages) < len(made)}
+
+
 def _one_step(module: nn.Module, x: Tensor, dy: Tensor) -> None:
     live = [value for value in module.parameters() if value.requires_grad]
     if live:
         (module(x) * dy.to(x)).sum().backward()
-        torch.optim.SGD(live, lr=0.1).step()
+        _descend(live)
+
+
+def _descend(parameters: list[nn.Parameter]) -> None:
+    """What SGD does. The first optimizer of a process would import torch._dynamo, for seconds."""
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=0.1)
 
 
 @probe

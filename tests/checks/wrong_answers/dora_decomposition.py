@@ -190,13 +190,13 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "for one batch axis only",
             "x @ lora_A.T @ lora_B.T",
             "(lora_B @ (lora_A @ x.T)).T",
-            "x of shape (2, 3, ",
+            "x with 3 axes",
         ),
         (
             "for two axes or more",
             "x @ lora_A.T @ lora_B.T",
             "(lora_B @ (lora_A @ x.mT)).mT",
-            "x of shape (",
+            "x with 1 axis",
         ),
         (
             "update detached, norm not",
