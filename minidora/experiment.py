@@ -71,7 +71,8 @@ WIDENINGS = 3
 class Method:
     """A way to fine-tune: kind is "full", "lora" or "dora"; rank and alpha are for the last two.
 
-    B and the magnitude train at the learning rate times b_rate and magnitude_rate.
+    B and the magnitude train at the learning rate times b_rate and magnitude_rate; targets are the
+    layers to adapt, all-linear if there are none.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Method:
     alpha: float = 0.0
     b_rate: float = 1.0
     magnitude_rate: float = 1.0
+    targets: tuple[str, ...] = ()
 
     @property
     def rate_factors(self) -> dict[str, float]:
@@ -200,7 +202,13 @@ def prepare(base: nn.Module, method: Method, seed: int) -> nn.Module:
         return model
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return adapt(model, method.kind, rank=method.rank, alpha=method.alpha)
+        return adapt(
+            model,
+            method.kind,
+            rank=method.rank,
+            alpha=method.alpha,
+            target_modules=method.targets or "all-linear",
+        )
 
 
 def train_once(task: Task, method: Method, learning_rate: float, epochs: int = EPOCHS) -> Trial:
