@@ -15,8 +15,7 @@ from minidora.models import MultilayerPerceptron
 from minidora.stack import ManyAdam, Stack, bytes_of_a_run, kinds, why_one_by_one
 from minidora.training import History, evaluate, fit, fit_many
 
-NOT_YET = pytest.mark.xfail(reason="vmap does not know DoRALinear yet", strict=False)
-METHODS = ["full", "lora", pytest.param("dora", marks=NOT_YET)]
+METHODS = ["full", "lora", "dora"]
 
 
 def blobs(count: int = 60, seed: int = 0, classes: int = 3) -> Images:
@@ -161,7 +160,6 @@ def test_a_diverged_run_leaves_the_others_alone() -> None:
     assert all(epoch.train_loss < 3 for epoch in found[0].epochs)
 
 
-@NOT_YET
 def test_rate_factors_are_rates_of_their_own() -> None:
     factors = [None, {"lora_B": 16.0}, {"lora_B": 4.0, "magnitude": 0.25}]
     models = [perceptron("dora", seed=k) for k in range(3)]
