@@ -5,28 +5,22 @@
     merge(model); unmerge(model)                 # one weight per layer, and back, bit for bit
     merge_and_unload(model)                      # a plain model again
 
-Which layers: target_modules and its companions follow PEFT's LoraConfig, with one difference.
-Every entry must match something, for a misspelt name that is passed over trains nothing.
+Which layers: see minidora/targets.py. What a layer must be: see Adapter.check_base.
 """
 
-import difflib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from minidora.adapter import Adapter, check_arguments
 from minidora.dora import DoRALinear
-from minidora.lora import Adapter, LoRALinear, check_numbers, weight_hook
+from minidora.lora import LoRALinear
+from minidora.targets import check_places, names_inside, select_targets, values_by_name
 
 METHODS: dict[str, type[Adapter]] = {"lora": LoRALinear, "dora": DoRALinear}
-Number = TypeVar("Number", int, float)
-HEADS = ("lm_head", "head", "heads", "fc", "classifier", "classification_head", "score")
 ADAPTED = ("lora_A", "lora_B", "magnitude", "lora_magnitude_vector")
 SYNCHRONIZED = ("DistributedDataParallel", "FullyShardedDataParallel")
 
@@ -73,20 +67,20 @@ def adapt(
             f"method must be one of {', '.join(METHODS)} or a class of adapters, got {method!r}"
         )
     _check_model(model, layer_class)
-    saved = _inside(model, modules_to_save, "modules_to_save")
+    saved = names_inside(model, modules_to_save, "modules_to_save")
     names = select_targets(
         model, target_modules, exclude_modules, kind=layer_class.adapts, saved=saved
     )
-    ranks = _values_by_name(names, rank_pattern or {}, rank, "rank_pattern")
-    alphas = _values_by_name(names, alpha_pattern or {}, alpha, "alpha_pattern")
+    ranks = values_by_name(names, rank_pattern or {}, rank, "rank_pattern")
+    alphas = values_by_name(names, alpha_pattern or {}, alpha, "alpha_pattern")
     bases = {name: model.get_submodule(name) for name in names}
     for name, base in bases.items():  # all checks come before the first change
         try:
             layer_class.check_base(base)
-            check_numbers(ranks[name], alphas[name], dropout)
+            check_arguments(ranks[name], alphas[name], dropout)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
-    _check_places(model, bases, {name: (ranks[name], alphas[name]) for name in names})
+    check_places(model, bases, {name: (ranks[name], alphas[name]) for name in names})
 
     # A layer that stands in the model under two names is wrapped once and stays shared.
     layers: dict[int, Adapter] = {}
@@ -107,59 +101,10 @@ def adapt(
     for name in saved:
         module = model.get_submodule(name).requires_grad_(True)
         vars(module)["trained_whole"] = True  # adapter_state_dict reads it
-    model.register_load_state_dict_pre_hook(_check_loading)
+    for module in list(model.modules()):  # whichever of them is loaded
+        if not isinstance(module, Adapter) and any(True for _ in adapter_layers(module)):
+            module.register_load_state_dict_pre_hook(_check_loading)
     return model
-
-
-def select_targets(
-    model: nn.Module,
-    target_modules: str | Collection[str],
-    exclude_modules: str | Collection[str] | None = (),
-    *,
-    kind: type[nn.Module] = nn.Linear,
-    saved: Collection[str] = (),
-) -> list[str]:
-    """Names of the layers of a kind that adapt would wrap, in the model's order.
-
-    "all-linear" leaves the output head out: what the model's get_output_embeddings() returns, else
-    the last layer, if it is or belongs to a child of the model with a head's name (HEADS).
-    Wrappers around the model, such as torch.compile's, are looked through. Layers inside a module
-    that is saved whole are left out too.
-
-    Raises:
-        TypeError: an entry names a module of another kind.
-        ValueError: an entry matches nothing, nothing is left, or it is not clear what the head is.
-    """
-    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
-    linear: list[str] = []
-    for name, module in modules.items():
-        inner = linear and name.startswith(f"{linear[-1]}.")  # of a parametrization, say
-        if isinstance(module, kind) and not inner:
-            linear.append(name)
-    if not linear:
-        raise ValueError(f"{type(model).__name__} holds no nn.{kind.__name__} layer to adapt")
-    excluded = {*_inside(model, exclude_modules, "exclude_modules"), *saved}
-    if target_modules == "all-linear":
-        head = _output_head(model, linear, excluded)
-        chosen = [name for name in linear if modules[name] is not head]
-    elif isinstance(target_modules, str):
-        chosen = _match(target_modules, linear, list(modules), "target_modules")
-    else:
-        chosen = _match(target_modules, list(modules), list(modules), "target_modules")
-        if wrong := [name for name in chosen if name not in linear]:
-            inside = [name for name in linear if name.startswith(wrong[0] + ".")]
-            advice = f"; name the layers inside it: {', '.join(inside[:5])}" if inside else ""
-            raise TypeError(
-                f"target_modules names {wrong[0]}, a {type(modules[wrong[0]]).__name__}: "
-                f"only nn.{kind.__name__} can be adapted{advice}"
-            )
-    chosen = [name for name in chosen if name not in excluded]
-    if not chosen:
-        raise ValueError(
-            "no layer is left to adapt: target_modules and exclude_modules (or the output head, "
-            f"which 'all-linear' leaves out) cancel out; the linear layers are {', '.join(linear)}"
-        )
-    return chosen
 
 
 def merge(model: nn.Module) -> None:
@@ -200,10 +145,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     """
     layers = _require_layers(model)
     merge(model)  # anew, so that a weight merged before the last step is not written
-    for _, layer in layers:
-        _write(layer)
     for name, layer in layers:
-        plain: nn.Module = layer.base.train(layer.training)
+        plain = layer.unload()
         if not name:
             return plain
         _put(model, name, plain)
@@ -213,21 +156,6 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
             if getattr(hook, "hook", None) is _check_loading:
                 del module._load_state_dict_pre_hooks[key]
     return model
-
-
-def _write(layer: Adapter) -> None:
-    """Make W', merged before, a parameter of the base, in the place of whatever its weight was."""
-    base, weight = layer.base, layer.merged_weight
-    assert weight is not None
-    hook = weight_hook(base)
-    if parametrize.is_parametrized(base, "weight"):
-        parametrize.remove_parametrizations(base, "weight")
-    elif hook is not None:
-        removals = {WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}
-        removals.get(type(hook), prune.remove)(base, "weight")
-    # A new parameter: a weight tied to this one elsewhere (an embedding) keeps its values.
-    del base.weight
-    base.weight = nn.Parameter(weight, requires_grad=False)
 
 
 @contextmanager
@@ -355,28 +283,6 @@ def _check_model(model: nn.Module, layer_class: type[Adapter]) -> None:
             )
 
 
-def _check_places(
-    model: nn.Module, bases: Mapping[str, nn.Module], numbers: Mapping[str, tuple[int, float]]
-) -> None:
-    """Refuse a layer that the model would still reach, unadapted, in another way."""
-    names = {id(base): name for name, base in bases.items()}
-    for owner, module in model.named_modules(remove_duplicate=False):
-        name = names.get(id(module), owner)
-        if name != owner and (owner not in bases or numbers[owner] != numbers[name]):
-            raise ValueError(
-                f"{owner} and {name} are one layer under two names: target both, or neither, "
-                "and with the same rank and alpha"
-            )
-        for key, value in vars(module).items():
-            held = value.values() if isinstance(value, dict) else value
-            for item in held if isinstance(value, dict | list | tuple | set) else (held,):
-                if id(item) in names and key != "_modules":
-                    raise ValueError(
-                        f"{names[id(item)]}: {type(module).__name__}.{key} holds this layer too, "
-                        "where an adapter cannot take its place: use nn.ModuleList or nn.ModuleDict"
-                    )
-
-
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Set a layer in the place of the one of this name; one compiled by itself is compiled anew."""
     owner, _, key = name.rpartition(".")
@@ -384,97 +290,3 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
         compiled = model.get_submodule(owner)
         name, layer = owner, type(compiled)(layer, compiled.dynamo_ctx)
     model.set_submodule(name, layer)
-
-
-def _output_head(model: nn.Module, linear: list[str], excluded: set[str]) -> nn.Module | None:
-    """The layer whose output is the model's answer, where model or names tell (select_targets)."""
-    for module in model.modules():
-        get_output_embeddings = getattr(module, "get_output_embeddings", None)
-        head = get_output_embeddings() if callable(get_output_embeddings) else None
-        if isinstance(head, nn.Module):
-            return head
-    prefix, inner = "", model  # look through wrappers: modules that add no parameters of their own
-    while True:
-        children = [c for c in inner.named_children() if any(True for _ in c[1].parameters())]
-        if len(children) != 1 or isinstance(children[0][1], nn.Linear):
-            break
-        prefix, inner = f"{prefix}{children[0][0]}.", children[0][1]
-    named = [name for name in linear if name.removeprefix(prefix).split(".")[0] in HEADS]
-    if linear[-1] in named:
-        return model.get_submodule(linear[-1])
-    if named and excluded.isdisjoint((*named, linear[-1])):
-        raise ValueError(
-            f"which layer is the output head? {named[-1]} has a head's name, but {linear[-1]} "
-            "comes after it: leave the head out with exclude_modules, or name the layers to adapt"
-        )
-    return None
-
-
-def _inside(model: nn.Module, patterns: str | Collection[str] | None, argument: str) -> list[str]:
-    """Names of the modules that match, and of all modules inside them."""
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    matched = _match(patterns or (), names, names, argument)
-    return [n for n in names if any(n == m or n.startswith(f"{m}.") for m in matched)]
-
-
-def _match(
-    patterns: str | Collection[str], names: list[str], known: list[str], argument: str
-) -> list[str]:
-    """Those of names that a regular expression, or some entry of a list, matches."""
-    if not isinstance(patterns, Collection) or isinstance(patterns, bytes):
-        raise TypeError(f"{argument} must be names or a regular expression, got {patterns!r}")
-    if isinstance(patterns, str):
-        try:
-            found = [name for name in names if re.fullmatch(patterns, name)]
-        except re.error as error:
-            raise ValueError(
-                f"{argument}={patterns!r} is not a regular expression: {error}"
-            ) from None
-        missing = [] if found else [patterns]
-    else:
-        matches = {
-            entry: [name for name in names if name == entry or name.endswith(f".{entry}")]
-            for entry in patterns
-        }
-        missing = [entry for entry, hits in matches.items() if not hits]
-        hits = {name for entry_hits in matches.values() for name in entry_hits}
-        found = [name for name in names if name in hits]
-    if missing:
-        _raise_unmatched(missing, known, argument)
-    return found
-
-
-def _values_by_name(
-    names: list[str], pattern: Mapping[str, Number], default: Number, argument: str
-) -> dict[str, Number]:
-    """The value of each name: that of the first key that matches it, else the default."""
-
-    def matches(key: str, name: str) -> bool:
-        return re.fullmatch(rf"(.*\.)?({key})", name) is not None
-
-    try:
-        unmatched = [key for key in pattern if not any(matches(key, name) for name in names)]
-    except re.error as error:
-        raise ValueError(
-            f"{argument}: {error.pattern!r} is not a regular expression: {error}"
-        ) from None
-    if unmatched:
-        _raise_unmatched(unmatched, names, argument)
-    return {
-        name: next((value for key, value in pattern.items() if matches(key, name)), default)
-        for name in names
-    }
-
-
-def _raise_unmatched(missing: list[str], known: list[str], argument: str) -> None:
-    """Name what matched nothing, and the nearest names that exist."""
-    ends = {name.rsplit(".", 1)[-1] for name in known}
-    nearest = {
-        near for entry in missing for near in difflib.get_close_matches(entry, {*known, *ends}, n=3)
-    }
-    advice = (
-        f"nearest names: {', '.join(sorted(nearest))}"
-        if nearest
-        else (f"the names are {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}")
-    )
-    raise ValueError(f"{argument}: {', '.join(map(repr, missing))} matches no module; {advice}")

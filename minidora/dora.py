@@ -420,6 +420,14 @@ class DoRALinear(LoRALinear):
         delta = self.delta_weight()
         return dora_weight(self.base.weight, delta, self.magnitude.to(delta.dtype))
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        state, prefix = args[:2]
+        weight = state.get(f"{prefix}base.weight")
+        if weight is not None and f"{prefix}magnitude" not in state and not self.moved():
+            # A base loaded alone, before any training: the layer starts from it.
+            self.magnitude.data.copy_(row_norm(weight.to(self.base.weight.dtype)))
+
     def merge(self) -> None:
         self._refuse_while_cached("merge", "merge before or after it")
         super().merge()

@@ -350,7 +350,7 @@ def test_loading_values_of_the_plain_model_or_of_another_is_refused() -> None:
     base = {key: value for key, value in model.state_dict().items() if ".base." in key}
     for values, message in (
         (Model().state_dict(), "layers.0.q_proj: .* weights of the plain layer: load them before"),
-        (base, "layers.0.q_proj: a base weight without its magnitude: load it before"),
+        (base, "layers.0.q_proj: a base weight without its magnitude: load it before the adapter"),
         ({"q.w": torch.ones(2)}, "q.w: nothing has this name"),
         (adapt(Model(), rank=2, alpha=6.0).state_dict(), "a scaling of 3, here it is 1.5"),
         (adapt(Model(), "lora", rank=2, alpha=3.0).state_dict(), "magnitude is missing"),
@@ -360,6 +360,37 @@ def test_loading_values_of_the_plain_model_or_of_another_is_refused() -> None:
         assert_same_state(model, before)
     plain = minidora.merge_and_unload(model)
     plain.load_state_dict(Model().state_dict())  # a plain model takes plain values again
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_base_loaded_before_any_training_starts_the_layer(assign: bool) -> None:
+    torch.manual_seed(1)
+    other = adapt(Model(), rank=2, alpha=3.0)
+    for parameter in other.parameters():
+        parameter.data.mul_(1.7)
+    base = {key: value for key, value in other.state_dict().items() if ".base." in key}
+    with torch.device("meta" if assign else "cpu"):
+        model = adapt(Model(), rank=2, alpha=3.0)
+    model.load_state_dict(base, strict=False, assign=assign)
+    for name, layer in adapter_layers(model):
+        assert torch.equal(layer.base.weight, base[f"{name}.base.weight"])
+        if not assign:
+            expected = layer.base.weight.double().pow(2).sum(1).sqrt()
+            torch.testing.assert_close(layer.magnitude.double(), expected)
+
+
+def test_parts_of_an_adapted_model_refuse_what_is_not_theirs() -> None:
+    model, other = trained(), adapt(Model(), rank=2, alpha=6.0)
+    for part in ("layers", "layers.1"):
+        adapters = minidora.adapter_state_dict(other.get_submodule(part))
+        with pytest.raises(RuntimeError, match="nothing was loaded"):
+            model.get_submodule(part).load_state_dict(adapters, strict=False)
+    compiled = adapt(torch.compile(Model(), backend="eager"), rank=2, alpha=3.0)
+    adapters = minidora.adapter_state_dict(model)
+    with pytest.raises(RuntimeError, match="layers.0.q_proj.lora_A: no adapter has this name"):
+        compiled.load_state_dict(adapters, strict=False)
+    compiled._orig_mod.load_state_dict(adapters, strict=False)
+    torch.testing.assert_close(compiled._orig_mod(TOKENS), model(TOKENS))
 
 
 def test_loading_part_of_a_model_that_concerns_no_adapter_is_allowed() -> None:
