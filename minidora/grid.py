@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from minidora.adapt import select_targets
 from minidora.data import DATASETS
 from minidora.experiment import EPOCHS, Method
 from minidora.models import CharGPT, MultilayerPerceptron
+from minidora.targets import select_targets
 
 TASKS = (*DATASETS, "chargpt")
 """Images after a half turn, for a perceptron; Python's source code, for the small GPT of lesson 5,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import minidora
 from minidora import DoRALinear, LoRALinear, adapt, count_parameters, disable_adapters
-from minidora.adapt import adapter_layers, select_targets
+from minidora.adapt import adapter_layers
+from minidora.targets import select_targets
 
 
 class Block(nn.Module):
