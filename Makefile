@@ -39,7 +39,7 @@ lab: $(COURSE) ## open the course in JupyterLab, in a copy of your own: my-work/
 demo: $(COURSE) ## train, adapt with full fine-tuning, LoRA and DoRA, compare: under a minute
 	$(BIN)/minidora demo $(ARGS)
 
-doctor: $(COURSE) ## say whether the course can run here, and what mends it where it cannot
+doctor: $(COURSE) ## say whether the course can run here, and how to fix it where it cannot
 	@$(BIN)/minidora doctor
 
 test: $(DEV) ## every check: style, types, imports, tests, and every notebook run and compared

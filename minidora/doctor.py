@@ -1,9 +1,9 @@
-"""Can the course run here? Each check returns one line: OK, or what is wrong and what mends it.
+"""Can the course run here? Each check returns one line: OK, or what is wrong and how to fix it.
 
     minidora doctor            # exit code 1 where the course cannot run
 
-It imports neither minidora nor torch, for it must speak when those are broken: whatever may crash
-is tried in a Python process of its own, so that even a crash of torch becomes a line.
+It imports neither minidora nor torch, because it must speak when those are broken: whatever may
+crash is tried in another Python process, so that even a crash of torch becomes a line.
 """
 
 import importlib.util
@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,30 +28,113 @@ class Line(NamedTuple):
 
     verdict: Literal["OK", "NOTE", "FAIL"]
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 class ProbeError(Exception):
     """A Python process of its own failed; the text is the last line that it wrote."""
 
 
+# Runs code that it is sent, a line of JSON each, and answers with what the code prints last. What
+# libraries print themselves goes elsewhere.
+CHILD = """
+import contextlib, io, json, os, sys, traceback
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    printed, error = io.StringIO(), None
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(json.loads(line), {"__name__": "doctor"})
+    except BaseException as failure:
+        error = traceback.format_exception_only(failure)[-1].strip().splitlines()[-1]
+    print(json.dumps([error, printed.getvalue()]), file=answers, flush=True)
+"""
+PATIENCE = 600.0
+"""Seconds until a process is taken to hang: importing torch takes minutes on a bad day."""
+
+
+class Child:
+    """A Python process of its own that tries things. After a failure a new one is started."""
+
+    def __init__(self, python: str) -> None:
+        self.python = python
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, code: str) -> Any:
+        """As probe."""
+        if self.process is None:
+            try:
+                self.process = subprocess.Popen(
+                    [self.python, "-c", CHILD],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    encoding="utf-8",
+                )
+            except OSError as error:
+                raise ProbeError(str(error)) from error
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        alarm = threading.Timer(PATIENCE, process.kill)
+        alarm.start()
+        try:
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:  # it is gone already
+            line = ""
+        finally:
+            hung = not alarm.is_alive()
+            alarm.cancel()
+        if not line:
+            status = self.close()
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
+            raise ProbeError(f"took over {PATIENCE:g} s" if hung else f"Python {how}")
+        failure, printed = json.loads(line)
+        if failure is not None:
+            self.close()  # what is imported by half, or a GPU in a bad state, is not reused
+            raise ProbeError(failure)
+        return json.loads(printed.strip().splitlines()[-1])
+
+    def close(self) -> int:
+        """End the process, if there is one, and say how it ended."""
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(OSError):
+            process.stdin.close()  # which ends it, where nothing has yet
+        process.stdout.close()
+        return process.wait()
+
+    def stop(self) -> None:
+        """End the process without waiting for what it does."""
+        if self.process is not None:
+            self.process.kill()
+            self.close()
+
+
+child: Child | None = None
+"""The process that all checks of one examination share, so that torch is imported once."""
+
+
 def probe(code: str, python: str = sys.executable) -> Any:
     """Run code in a Python process of its own and return the JSON that it prints last.
 
     Raises:
-        ProbeError: it failed, crashed, took over three minutes, or there is no such Python.
+        ProbeError: it failed, crashed, took very long, or there is no such Python.
     """
+    if child is not None and python == child.python:
+        return child.run(code)
+    alone = Child(python)
     try:
-        done = subprocess.run(
-            [python, "-c", code], capture_output=True, text=True, timeout=180, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ProbeError(str(error)) from error
-    if done.returncode < 0:
-        raise ProbeError(f"Python was killed by signal {-done.returncode}")
-    if done.returncode != 0:
-        raise ProbeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        return alone.run(code)
+    finally:
+        alone.close()
 
 
 def install(arguments: str) -> str:
@@ -90,19 +175,19 @@ def check_torch() -> Line:
     code = "import json, torch; torch.ones(9, 9) @ torch.ones(9, 9); " + (
         "print(json.dumps(torch.__version__))"
     )
-    mend = install("--force-reinstall torch torchvision")
+    fix = install("--force-reinstall torch torchvision")
     try:
         version = probe(code)
     except ProbeError as error:
-        return Line("FAIL", str(error), mend)
+        return Line("FAIL", str(error), fix)
     if needed := too_old("torch", version):
-        return Line("FAIL", f"{version}, but the course needs {needed}", mend)
+        return Line("FAIL", f"{version}, but the course needs {needed}", fix)
     return Line("OK", version)
 
 
 def check_torchvision() -> Line:
     """The lessons run on scikit-learn's digits; MNIST and FashionMNIST come through torchvision."""
-    mend = install("--force-reinstall torch torchvision")
+    fix = install("--force-reinstall torch torchvision")
     try:
         version = probe("import json, torchvision; print(json.dumps(torchvision.__version__))")
     except ProbeError as error:
@@ -112,9 +197,9 @@ def check_torchvision() -> Line:
                 ". torch and torchvision are of different builds, one for the CPU and one for "
                 "CUDA, or of releases that do not belong together: install both from one place"
             )
-        return Line("NOTE", found, mend)
+        return Line("NOTE", found, fix)
     if needed := too_old("torchvision", version):
-        return Line("NOTE", f"{version}, but the course needs {needed}", mend)
+        return Line("NOTE", f"{version}, but the course needs {needed}", fix)
     return Line("OK", version)
 
 
@@ -152,7 +237,7 @@ def check_cuda() -> Line:
     if cuda["build"] is None:
         return Line(
             "NOTE",
-            "there is an NVIDIA GPU, but this torch is built for the CPU alone",
+            "there is an NVIDIA GPU, but this torch is built for the CPU only",
             install("--force-reinstall torch torchvision"),
         )
     return Line(
@@ -176,13 +261,13 @@ print(json.dumps(f"{minidora.__version__} on {device}"))
     try:
         return Line("OK", probe(code))
     except ProbeError as error:
-        mend = "unset MINIDORA_DEVICE" if "MINIDORA_DEVICE" in str(error) else install("-e .")
-        return Line("FAIL", str(error), mend)
+        fix = "unset MINIDORA_DEVICE" if "MINIDORA_DEVICE" in str(error) else install("-e .")
+        return Line("FAIL", str(error), fix)
 
 
 def check_kernel() -> Line:
     """The kernel that a notebook asks for, python3, must run this environment's Python."""
-    mend = f"{sys.executable} -m ipykernel install --sys-prefix"
+    fix = f"{sys.executable} -m ipykernel install --sys-prefix"
     try:
         probe("import json, jupyterlab, ipykernel; print(json.dumps(0))")
     except ProbeError as error:
@@ -192,10 +277,10 @@ def check_kernel() -> Line:
     try:
         prefix = probe("import ipykernel, json, sys; print(json.dumps(sys.prefix))", python)
     except ProbeError as error:
-        return Line("FAIL", f"the kernel python3 does not start: {error}", mend)
+        return Line("FAIL", f"the kernel python3 does not start: {error}", fix)
     if not Path(prefix).samefile(sys.prefix):
         found = f"the kernel python3 is another environment's, {prefix} and not {sys.prefix}"
-        return Line("FAIL", found, mend)
+        return Line("FAIL", found, fix)
     return Line("OK", f"JupyterLab {metadata.version('jupyterlab')}, kernel python3")
 
 
@@ -208,15 +293,15 @@ def kernel_command() -> list[str]:
 
 
 def check_widgets() -> Line:
-    mend = install("--force-reinstall ipywidgets jupyterlab_widgets")
+    fix = install("--force-reinstall ipywidgets jupyterlab_widgets")
     try:
         version = probe("import json, ipywidgets; print(json.dumps(ipywidgets.__version__))")
     except ProbeError as error:
-        return Line("FAIL", str(error), mend)
+        return Line("FAIL", str(error), fix)
     part = Path(sys.prefix, "share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager")
     if not part.is_dir():
         found = f"{version}, but its part for JupyterLab is missing: sliders would stay text"
-        return Line("NOTE", found, mend)
+        return Line("NOTE", found, fix)
     return Line("OK", version)
 
 
@@ -224,7 +309,7 @@ def check_disk() -> Line:
     free = shutil.disk_usage(".").free / 1e9
     if free < FREE_DISK:
         found = f"{free:.2f} GB free in {Path.cwd()}, the course needs {FREE_DISK}"
-        return Line("FAIL", found, f"du -sh {Path.home()}/.cache/*   (what may go)")
+        return Line("FAIL", found, f"du -sh {Path.home()}/.cache/*   (what can be deleted)")
     return Line("OK", f"{free:.0f} GB free" if free >= 10 else f"{free:.1f} GB free")
 
 
@@ -241,19 +326,25 @@ CHECKS: dict[str, Callable[[], Line]] = {
 
 
 def examine() -> Iterator[tuple[str, Line]]:
-    """Every check in turn. Without a torch that works, what needs it is not asked."""
+    """Every check in turn. What needs torch is left out where torch does not work."""
+    global child
+    child = Child(sys.executable)
     torch_works = True
-    for name, check in CHECKS.items():
-        if not torch_works and name in ("torchvision", "CUDA", "minidora"):
-            yield name, Line("NOTE", "not checked: it needs torch")
-            continue
-        try:
-            line = check()
-        except Exception as error:  # the doctor must outlive whatever is broken here
-            line = Line("FAIL", f"{type(error).__name__}: {error}", install("-e ."))
-        if name == "torch":
-            torch_works = line.verdict == "OK"
-        yield name, line
+    try:
+        for name, check in CHECKS.items():
+            if not torch_works and name in ("torchvision", "CUDA", "minidora"):
+                yield name, Line("NOTE", "not checked: it needs torch")
+                continue
+            try:
+                line = check()
+            except Exception as error:  # the doctor must outlive whatever is broken here
+                line = Line("FAIL", f"{type(error).__name__}: {error}", install("-e ."))
+            if name == "torch":
+                torch_works = line.verdict == "OK"
+            yield name, line
+    finally:
+        child.stop()
+        child = None
 
 
 def main() -> int:
@@ -264,18 +355,15 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False)  # commands stay whole, to be copied
     styles = {"OK": "green", "NOTE": "yellow", "FAIL": "bold red"}
     failed = 0
-    for name, line in examine():
-        verdict = (f"{line.verdict:<5}", styles[line.verdict])
-        console.print(Text.assemble(verdict, f"{name:<12}", line.found))
-        if line.mend:
-            console.print(Text.assemble(" " * 17, ("to mend: ", "dim"), line.mend))
-        failed += line.verdict == "FAIL"
+    with console.status("asking (torch takes some seconds to import) ..."):
+        for name, line in examine():
+            verdict = (f"{line.verdict:<5}", styles[line.verdict])
+            console.print(Text.assemble(verdict, f"{name:<12}", line.found))
+            if line.fix:
+                console.print(Text.assemble(" " * 17, ("to fix it: ", "dim"), line.fix))
+            failed += line.verdict == "FAIL"
     if failed:
-        console.print("The course cannot run here yet: mend what says FAIL, then ask again.")
+        console.print("The course cannot run here yet: fix what says FAIL, then ask again.")
     else:
         console.print("The course runs here.")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

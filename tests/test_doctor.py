@@ -1,6 +1,6 @@
 """Each check of the doctor, sound and with its failure simulated; then the command as one types it.
 
-No torch is started here but by the last tests: probe answers what the test says.
+Only the last tests import torch: elsewhere probe answers what the test says.
 """
 
 import os
@@ -38,7 +38,7 @@ def cuda(*devices, build="13.2"):
     return {"build": build, "devices": [list(device) for device in devices]}
 
 
-# check, what its probe answers -> verdict, part of what it says, part of the command that mends it
+# check, what its probe answers -> verdict, part of what it says, part of the command that fixes it
 CASES = [
     ("torch", "99.0+cu132", "OK", "99.0+cu132", ""),
     ("torch", "1.13.1", "FAIL", "1.13.1, but the course needs torch>=", "pip install"),
@@ -62,15 +62,15 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "probed", "verdict", "found", "mend"), CASES)
-def test_check(name, probed, verdict, found, mend, answer, monkeypatch):
+@pytest.mark.parametrize(("name", "probed", "verdict", "found", "fix"), CASES)
+def test_check(name, probed, verdict, found, fix, answer, monkeypatch):
     answer(probed)
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
     line = doctor.CHECKS[name]()
     assert line.verdict == verdict
     assert found in line.found
-    assert mend in line.mend
-    assert bool(line.mend) == (verdict != "OK")
+    assert fix in line.fix
+    assert bool(line.fix) == (verdict != "OK")
 
 
 def test_cuda_that_torch_does_not_see(answer, monkeypatch):
@@ -78,7 +78,7 @@ def test_cuda_that_torch_does_not_see(answer, monkeypatch):
     answer(cuda(build=None))
     line = doctor.check_cuda()
     assert line.verdict == "NOTE"
-    assert "built for the CPU alone" in line.found
+    assert "built for the CPU only" in line.found
     answer(cuda())
     line = doctor.check_cuda()
     assert line.verdict == "NOTE"
@@ -96,7 +96,7 @@ def test_old_python(monkeypatch):
     line = doctor.check_python()
     assert line.verdict == "FAIL"
     assert "3.10.2 is too old, the course needs 3.11" in line.found
-    assert "PYTHON=" in line.mend
+    assert "PYTHON=" in line.fix
 
 
 def test_kernel_whose_python_is_gone(monkeypatch):
@@ -108,7 +108,7 @@ def test_kernel_whose_python_is_gone(monkeypatch):
     line = doctor.check_kernel()
     assert line.verdict == "FAIL"
     assert "/gone/bin/python" in line.found
-    assert "ipykernel install --sys-prefix" in line.mend
+    assert "ipykernel install --sys-prefix" in line.fix
 
 
 def test_widgets_without_their_part_for_jupyterlab(answer, monkeypatch, tmp_path):
@@ -116,7 +116,7 @@ def test_widgets_without_their_part_for_jupyterlab(answer, monkeypatch, tmp_path
     monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
     line = doctor.check_widgets()
     assert line.verdict == "NOTE"
-    assert "jupyterlab_widgets" in line.mend
+    assert "jupyterlab_widgets" in line.fix
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(0.1e9, "FAIL"), (0.6e9, "OK"), (80e9, "OK")])

@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from minidora.classroom.files import UserError, write_whole
+
 CHECKED = "nbval-check-output"
 """Tag of the cells whose stored output every run must repeat."""
 
@@ -30,12 +32,13 @@ def execute(path: Path, timeout: int = 300) -> None:
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the file is left as it was.
+        UserError: it is not a notebook.
     """
     import nbformat
     from nbclient import NotebookClient
 
     os.environ["TQDM_DISABLE"] = "1"  # a progress bar is for a person who waits
-    notebook = nbformat.read(path, as_version=4)
+    notebook = _read(path)
     NotebookClient(
         notebook,
         timeout=timeout,
@@ -52,7 +55,17 @@ def execute(path: Path, timeout: int = 300) -> None:
             "language_info": {"name": "python"},
         }
     )
-    nbformat.write(notebook, path)
+    write_whole(path, nbformat.writes(notebook) + "\n")
+
+
+def _read(path: Path) -> Any:
+    import nbformat
+
+    from minidora.classroom.notebook import read_notebook
+
+    if problem := read_notebook(path).problem:
+        raise UserError(f"{path} {problem}")
+    return nbformat.read(path, as_version=4)
 
 
 def problems(path: Path, checked_cells: int = 8) -> list[str]:
@@ -62,9 +75,7 @@ def problems(path: Path, checked_cells: int = 8) -> list[str]:
         path: the .ipynb file.
         checked_cells: how many cells with compared output (tag nbval-check-output) it must have.
     """
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
+    notebook = _read(path)
     found = [line for cell in notebook.cells for line in _cell_problems(cell)]
     # From the file itself, for nbformat.read makes up the ids that are missing.
     ids = [cell.get("id") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
@@ -192,10 +203,3 @@ def _exercise_name(grade_id: str) -> str:
             if exercise.name == grade_id:
                 return f"{exercise.number}: {exercise.answer}"
     raise ValueError(f"no check is called {grade_id}")
-
-
-if __name__ == "__main__":
-    import sys
-
-    for argument in sys.argv[1:]:
-        execute(Path(argument))

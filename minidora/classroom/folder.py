@@ -1,26 +1,23 @@
 """A learner's own copy of the course: make it, find its exercises, put one back.
 
-Nothing is kept beside the notebooks: what is done is found out by running them (grading.py).
+No progress is kept beside the notebooks: what is done is found out by running them (grade.py).
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minidora.checks import LESSONS
 from minidora.checks.exercise import Exercise, Lesson
+from minidora.classroom import editions
 from minidora.classroom.authoring import BEGIN, END
+from minidora.classroom.files import UserError, quoted, typed, write_whole
 from minidora.classroom.notebook import Notebook, read_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "my-work"
-
-
-class UserError(Exception):
-    """Something that the person at the terminal can mend; the message says how."""
 
 
 # ---- The working copy ----
@@ -35,29 +32,66 @@ def start(folder: Path) -> tuple[list[Path], list[Path]]:
     tracked = [ROOT / name for name in ("notebooks", "exercises", "solutions", "minidora", "tests")]
     if folder == ROOT or any(folder.is_relative_to(path) for path in tracked):
         raise UserError(f"{folder} belongs to the course itself: name a folder of your own")
-    copied, kept = [], []
-    for name in ("notebooks", "exercises"):
-        _require_course(name)
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for source in sorted((ROOT / name).iterdir()):
-            if source.suffix not in (".ipynb", ".md"):
-                continue
-            target = folder / name / source.name
-            lesson = read_notebook(source).lesson() if name == "exercises" else None
-            if not target.exists() and lesson is not None:
-                target = next(_notebooks_of(folder, LESSONS[lesson]), Notebook(target)).path
-            if target.exists():
-                kept.append(target)
-            else:
-                shutil.copyfile(source, target)
-                copied.append(target)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder, which may be a new one")
+    copied, kept, names = [], [], {}
+    for name, source in _course_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        target = _copy_of(folder, name)
+        if target.exists():
+            kept.append(target)
+        else:
+            write_whole(target, source.read_bytes())
+            copied.append(target)
+            names[name] = source
+    editions.note_copies(folder, names)
     return copied, kept
+
+
+def _course_files() -> Iterator[tuple[str, Path]]:
+    """("notebooks/01_adam_memory.ipynb", its path in the course) of everything that is copied."""
+    for folder in ("notebooks", "exercises"):
+        _require_course(folder)
+        for path in sorted((ROOT / folder).iterdir()):
+            if path.suffix in (".ipynb", ".md"):
+                yield f"{folder}/{path.name}", path
+
+
+def _copy_of(folder: Path, name: str) -> Path:
+    """The learner's copy of a course's file, an exercise notebook also under another name."""
+    target = folder / name
+    if not target.exists() and name.startswith("exercises/"):
+        lesson = read_notebook(ROOT / name).lesson()
+        if lesson is not None:
+            found = _notebooks_of(folder, LESSONS[lesson])
+            return next((one.path for one in found if not editions.is_new(one.path)), target)
+    return target
+
+
+def renew(folder: Path) -> list[str]:
+    """Lay the new edition beside each copy of an older one; a line about each.
+
+    The copies themselves are left as they are.
+    """
+    lines = []
+    listed = editions.copies(folder)
+    for name, source in _course_files():
+        copy = _copy_of(folder, name)
+        changed = editions.changed_since(copy, source, listed.get(name))
+        if changed:
+            new = editions.lay_beside(copy, source)
+            counts = " Yours is the one that counts." if name.startswith("exercises/") else ""
+            lines.append(
+                f"{copy} is of an older edition, or you changed it: {editions.describe(changed)}. "
+                f"The new one is beside it, {new.name}.{counts}"
+            )
+    return lines
 
 
 def work_folder(given: Path | None) -> Path:
     """The learner's folder: the one named, the one we are in, or my-work/ in the course."""
-    if given is not None and given.resolve() == ROOT:
-        raise UserError("this is the course itself: `minidora start` makes a copy to work in")
+    if given is not None and _is_the_courses(given):
+        raise UserError(f"this is the course itself: `{typed('start')}` makes a copy to work in")
     folder = given or DEFAULT_FOLDER
     if given is None:
         here = Path.cwd().resolve()
@@ -65,16 +99,26 @@ def work_folder(given: Path | None) -> Path:
         own = [path for path in around if path != ROOT and (path / "exercises").is_dir()]
         folder = own[0] if own else folder
     if not (folder / "exercises").is_dir():
-        where = "" if folder == DEFAULT_FOLDER else f" {folder}"
-        raise UserError(f"there is no {folder / 'exercises'}: `minidora start{where}` makes it")
+        where = "" if folder == DEFAULT_FOLDER else f" {quoted(folder)}"
+        raise UserError(f"there is no {folder / 'exercises'}: `{typed('start' + where)}` makes it")
     return folder
+
+
+def command(folder: Path, arguments: str) -> str:
+    """What to type for a command about this folder, from where we are."""
+    with suppress(UserError):
+        if work_folder(None).resolve() == folder.resolve():
+            return typed(arguments)
+    return typed(f"{arguments} --folder {quoted(folder)}")
 
 
 def find_notebook(folder: Path, lesson: Lesson) -> tuple[Notebook | None, str]:
     """The learner's notebook of a lesson, under whatever name; and a note where that is odd."""
     found = list(_notebooks_of(folder, lesson))
+    found = [one for one in found if not editions.is_new(one.path)] or found
     if not found:
-        return None, f"no notebook holds lesson {lesson.number}: `minidora start` copies it again"
+        again = command(folder, f"reset {lesson.number}")
+        return None, f"no notebook holds lesson {lesson.number}: `{again}` puts it back"
     own = [notebook for notebook in found if notebook.path.stem == lesson.name]
     chosen = own[0] if own else max(found, key=lambda notebook: notebook.path.stat().st_mtime)
     others = [notebook.path.name for notebook in found if notebook is not chosen]
@@ -94,14 +138,14 @@ def _notebooks_of(folder: Path, lesson: Lesson) -> Iterator[Notebook]:
 def select(what: str) -> tuple[Lesson, list[Exercise]]:
     """The lesson and its exercises for "3", or the one exercise for "3.2"."""
     number = what.partition(".")[0]
-    lesson = LESSONS.get(int(number)) if number.isdecimal() else None
+    lesson = {str(lesson.number): lesson for lesson in LESSONS.values()}.get(number)
     if lesson is None:
         known = ", ".join(str(number) for number in LESSONS)
-        raise UserError(f"{what} is no lesson with exercises: there are {known}")
+        raise UserError(f"{what[:20]} is not a lesson with exercises: there are {known}")
     chosen = [exercise for exercise in lesson.exercises if what in (number, exercise.number)]
     if not chosen:
         known = ", ".join(exercise.number for exercise in lesson.exercises)
-        raise UserError(f"there is no exercise {what}: there are {known}")
+        raise UserError(f"there is no exercise {what[:20]}: there are {known}")
     return lesson, chosen
 
 
@@ -117,15 +161,17 @@ def select_one(what: str) -> tuple[Lesson, Exercise]:
 
 
 def reset_lesson(folder: Path, lesson: Lesson) -> Path | None:
-    """Put the whole notebook back as it came; the old one goes to backups/. Returns where."""
+    """Put the course's notebook in the place of the learner's, which goes to backups/: its path."""
     _require_course("exercises")
     notebook, _ = find_notebook(folder, lesson)
-    target = notebook.path if notebook else folder / "exercises" / f"{lesson.name}.ipynb"
+    name = f"exercises/{lesson.name}.ipynb"
+    target = notebook.path if notebook else folder / name
     backup = None
     if target.exists():
         backup = _free_name(folder, lesson.name, ".ipynb")
-        shutil.move(target, backup)
-    shutil.copyfile(ROOT / "exercises" / f"{lesson.name}.ipynb", target)
+        write_whole(backup, target.read_bytes())
+    write_whole(target, (ROOT / name).read_bytes())
+    editions.note_copies(folder, {name: ROOT / name})
     return backup
 
 
@@ -140,7 +186,7 @@ def reset_exercise(folder: Path, lesson: Lesson, exercise: Exercise) -> Path | N
         problem = notebook.problem if notebook else "it is gone"
         raise UserError(
             f"the notebook of lesson {lesson.number} cannot be edited ({problem}): "
-            f"`minidora reset {lesson.number}` puts all of it back"
+            f"`{command(folder, f'reset {lesson.number}')}` puts all of it back"
         )
     content = json.loads(notebook.path.read_text(encoding="utf-8-sig"))
     cells = content["cells"]
@@ -149,7 +195,7 @@ def reset_exercise(folder: Path, lesson: Lesson, exercise: Exercise) -> Path | N
     if own:
         backup = _free_name(folder, exercise.number, ".py")
         texts = [cell.source for cell in notebook.cells_of(exercise)]
-        backup.write_text("\n\n\n".join(texts) + "\n", encoding="utf-8")
+        write_whole(backup, "\n\n\n".join(texts) + "\n")
     stub = _course_cell("exercises", lesson, exercise.name)
     check = _course_cell("exercises", lesson, f"{exercise.name}_check")
     checks = [
@@ -158,11 +204,10 @@ def reset_exercise(folder: Path, lesson: Lesson, exercise: Exercise) -> Path | N
     place = (own or checks or [len(cells)])[0]
     after = [cells[index] for index in range(place, len(cells)) if index not in own]
     content["cells"] = [*cells[:place], stub, *([] if checks else [check]), *after]
-    half_written = notebook.path.with_suffix(".saving")
-    half_written.write_text(
-        json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
-    os.replace(half_written, notebook.path)
+    if (content.get("nbformat"), content.get("nbformat_minor", 0)) < (4, 5):
+        for cell in (stub, check):
+            cell.pop("id", None)  # Colab saves format 4.0, where a cell may have none
+    write_whole(notebook.path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return backup
 
 
@@ -189,6 +234,12 @@ def _free_name(folder: Path, name: str, suffix: str) -> Path:
     while (path := folder / "backups" / f"{name}-{number}{suffix}").exists():
         number += 1
     return path
+
+
+def _is_the_courses(folder: Path) -> bool:
+    """Whether a folder is the course's own, where nobody works."""
+    own = [ROOT, *(ROOT / name for name in ("notebooks", "exercises", "solutions", "minidora"))]
+    return folder.resolve() in own
 
 
 def _require_course(name: str) -> None:

@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,15 @@ def _parsed(source: str) -> list[ast.stmt] | None:
         return None
 
 
-def defined_names(source: str) -> set[str]:
+@lru_cache(maxsize=4096)  # asked for each exercise
+def defined_names(source: str) -> frozenset[str]:
     """Names that a cell defines, in any statement; by the look of its lines if it is no Python.
 
     What exec or globals() define is not seen.
     """
     body = _parsed(source)
     if body is None:
-        return set(re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", source, re.MULTILINE))
+        return frozenset(re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", source, re.MULTILINE))
     names: set[str] = set()
     for node in _of_the_cell(body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -130,7 +132,7 @@ def defined_names(source: str) -> set[str]:
             names.add(node.name)
         elif isinstance(node, ast.Global):
             names |= set(node.names)
-    return names
+    return frozenset(names)
 
 
 def _of_the_cell(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:

@@ -11,6 +11,7 @@ from minidora.checks import LESSONS
 from minidora.checks.exercise import Exercise, Lesson, State
 from minidora.classroom import folder as folders
 from minidora.classroom import submissions
+from minidora.classroom.files import UserError
 from minidora.classroom.grade import Limits, Result, judge
 from minidora.classroom.notebook import Notebook
 from minidora.runner import sandbox
@@ -23,20 +24,22 @@ STYLES = {
     State.MISSING: "yellow",
     State.CHECK_ERROR: "magenta",
 }
+SAVED = "What counts is what is saved: Ctrl+S in JupyterLab."
 
 
 def status(folder: Path | None, limits: Limits | None = None) -> None:
     """Print the table of all exercises, the minutes left and the next one."""
     console = Console(highlight=False)
     work = folders.work_folder(folder)
+    for line in folders.renew(work):
+        console.print(escape(line))
     table = Table("exercise", "", "state", "minutes", title=f"Exercises in {escape(str(work))}")
     left: list[tuple[Result, Notebook | None]] = []
     total = done = 0
     with WorkerPool() as workers:
         for lesson in LESSONS.values():
             notebook, note = folders.find_notebook(work, lesson)
-            if note:
-                console.print(escape(f"Note: {note}."))
+            _print_notes(console, notebook, lesson, note)
             for result in _judge(workers, notebook, lesson, lesson.exercises, limits or Limits()):
                 exercise = result.exercise
                 total += 1
@@ -52,15 +55,27 @@ def status(folder: Path | None, limits: Limits | None = None) -> None:
     for result, _ in left:
         if result.state is State.CHECK_ERROR:
             console.print(escape(result.message))
+    if not left:
+        console.print(f"All {total} are done: you have built every piece of it yourself.")
+        return
     minutes = sum(result.exercise.minutes for result, _ in left)
-    console.print(f"{done} of {total} done, about {minutes} minutes left.")
-    if left:
-        result, notebook = left[0]
-        where = f" in {notebook.path}" if notebook else ""
-        number = result.exercise.number
-        console.print(escape(f"Next: {number}, {result.exercise.title}{where}"))
-        if result.state is State.FAILING:
-            console.print(escape(f"What is wrong with it: minidora check {number}"))
+    console.print(f"{done} of {total} done, about {minutes} minutes left. {SAVED}")
+    result, notebook = left[0]
+    where = f" in {notebook.path}" if notebook else ""
+    number = result.exercise.number
+    console.print(escape(f"Next: {number}, {result.exercise.title}{where}"))
+    if result.state is State.FAILING:
+        command = folders.command(work, f"check {number}")
+        console.print(escape(f"What is wrong with it: {command}"), soft_wrap=True)
+
+
+def _print_notes(console: Console, notebook: Notebook | None, lesson: Lesson, note: str) -> None:
+    """Once for a lesson: which notebook counts, and why one cannot be read."""
+    if note:
+        console.print(escape(f"Note: {note}."))
+    if notebook is not None and notebook.problem:
+        again = folders.command(notebook.path.parents[1], f"reset {lesson.number}")
+        console.print(escape(f"Note: {notebook.path} {notebook.problem}. `{again}` puts it back."))
 
 
 def check(
@@ -80,16 +95,17 @@ def check(
     for text in what or [str(number) for number in LESSONS]:
         lesson, exercises = folders.select(text)
         chosen.setdefault(lesson.number, []).extend(exercises)
-    all_done = True
+    states: set[State] = set()
     with WorkerPool() as workers:
         for number, exercises in chosen.items():
             notebook, note = folders.find_notebook(work, LESSONS[number])
-            if note:
-                console.print(escape(f"Note: {note}."))
+            _print_notes(console, notebook, LESSONS[number], note)
             for result in _judge(workers, notebook, LESSONS[number], exercises, limits, debug):
                 console.print(_line(result, notebook))
-                all_done &= result.state is State.DONE
-    return all_done
+                states.add(result.state)
+    if State.NOT_STARTED in states:
+        console.print(SAVED)
+    return states <= {State.DONE}
 
 
 def _judge(
@@ -113,14 +129,13 @@ def _line(result: Result, notebook: Notebook | None) -> str:
         return first
     place = f", cell {result.cell}" if result.cell else ""
     where = f"  [dim]{escape(str(notebook.path))}{place}[/]" if notebook else ""
-    advice = ""
+    if notebook is None or notebook.problem or result.state is State.NOT_STARTED:
+        return first + where  # the note above says why, or there is nothing to say
+    text = result.message
     if result.state is State.MISSING:
-        advice = f"\n  `minidora reset {exercise.number}` puts its cell back"
-    elif notebook and notebook.problem:
-        advice = f"\n  `minidora reset {exercise.lesson}` puts the notebook back"
-    text = result.message if result.state is not State.NOT_STARTED else "not started"
-    message = "" if text == "not started" else "\n  " + escape(text).replace("\n", "\n  ")
-    return first + where + message + advice
+        again = folders.command(notebook.path.parents[1], f"reset {exercise.number}")
+        text += f"\n`{again}` puts its cell back"
+    return first + where + "\n  " + escape(text).replace("\n", "\n  ")
 
 
 def grade_class(
@@ -129,14 +144,14 @@ def grade_class(
     """Grade the one folder of submissions, print points by student, write the report."""
     if len(named) != 1 or not named[0].is_dir():
         got = ", ".join(map(str, named)) or "none"
-        raise folders.UserError(
+        raise UserError(
             "--report needs one folder of submissions (STUDENT/*.ipynb or STUDENT.ipynb), "
             f"got {got}"
         )
     console = Console(highlight=False, soft_wrap=True)
     problem = sandbox.problem()
     if problem and require_sandbox:
-        raise folders.UserError(f"there is no sandbox, and --require-sandbox is given: {problem}")
+        raise UserError(f"there is no sandbox, and --require-sandbox is given: {problem}")
     if problem:
         console.print(escape(f"Deliberate cheats are not stopped: {problem}."))
     else:
@@ -153,7 +168,7 @@ def grade_class(
         )
         raise
     if not rows:
-        raise folders.UserError(f"no exercise notebook was found in {named[0]}")
+        raise UserError(f"no exercise notebook was found in {named[0]}")
     table = Table("student", "lesson", "points", "of", "not done")
     graded: dict[tuple[str, str], list[submissions.Row]] = {}
     for row in rows:

@@ -6,6 +6,7 @@ everywhere: the checks run here, on data that the student's process hands over.
 
 import csv
 import hashlib
+import io
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from minidora.checks import LESSONS
 from minidora.checks.exercise import State
-from minidora.classroom.folder import UserError
+from minidora.classroom.files import UserError, write_whole
 from minidora.classroom.grade import Limits, Result, judge
 from minidora.classroom.notebook import Notebook, read_notebook
 from minidora.runner import sandbox
@@ -251,10 +252,11 @@ def _read(report: Path) -> dict[str, list[Row]]:
 
 def _write(report: Path, graded: Iterable[list[Row]]) -> None:
     """The whole report, in this order."""
-    with report.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(COLUMNS)
-        for rows in graded:
-            csv.DictWriter(file, COLUMNS).writerows(rows)
+    file = io.StringIO()
+    csv.writer(file).writerow(COLUMNS)
+    for rows in graded:
+        csv.DictWriter(file, COLUMNS).writerows(rows)
+    write_whole(report, file.getvalue())
 
 
 def _append(report: Path, rows: list[Row]) -> None:

@@ -5,33 +5,55 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+from .common import path
 
-notebooks_app = typer.Typer(help="Execute and check the lessons' files.", no_args_is_help=True)
+app = typer.Typer()
+notebooks_app = typer.Typer(help="Execute and check lessons, for authors.", no_args_is_help=True)
 app.add_typer(notebooks_app, name="notebooks")
 
 Notebooks = Annotated[
     list[Path] | None,
-    typer.Argument(help="Notebook files; without any, all of ./notebooks.", show_default=False),
+    typer.Argument(
+        metavar="[FILE]...",
+        parser=path,
+        help="Notebook files; without any, all of ./notebooks.",
+        show_default=False,
+    ),
 ]
 
 
 @notebooks_app.command("execute")
 def execute_notebooks(paths: Notebooks = None) -> None:
-    """Run notebooks top to bottom and write them back, ready to commit."""
-    from minidora.classroom import authoring
+    """Run notebooks and write them back.
 
-    for path in _lessons(paths):
-        typer.echo(f"{path} ...")
-        authoring.execute(path)
+    From top to bottom, ready to commit. A notebook with a cell that fails is left as it was.
+    """
+    lessons = _lessons(paths)
+    from minidora.classroom import authoring
+    from minidora.classroom.files import UserError
+
+    try:
+        from nbclient.exceptions import CellExecutionError
+    except ImportError:
+        raise UserError("nbclient is missing: pip install -e '.[dev]' installs it") from None
+    for lesson in lessons:
+        typer.echo(f"{lesson} ...")
+        try:
+            authoring.execute(lesson)
+        except CellExecutionError as error:
+            raise UserError(f"{lesson} is left as it was: {error}") from None
 
 
 @notebooks_app.command("check")
 def check_notebooks(paths: Notebooks = None) -> None:
-    """Say what keeps executed lessons from being committed; exit code 1 if anything does."""
+    """Say what keeps lessons from a commit.
+
+    The exit code is 1 if anything does.
+    """
+    lessons = _lessons(paths)
     from minidora.classroom import authoring
 
-    problems = [f"{path}: {text}" for path in _lessons(paths) for text in authoring.problems(path)]
+    problems = [f"{one}: {text}" for one in lessons for text in authoring.problems(one)]
     for problem in problems:
         typer.echo(problem)
     raise typer.Exit(1 if problems else 0)
@@ -39,15 +61,26 @@ def check_notebooks(paths: Notebooks = None) -> None:
 
 @notebooks_app.command("length")
 def notebook_lengths(paths: Notebooks = None) -> None:
-    """Count what a reader reads: words, words folded away, sections, predictions, folds."""
+    """Count what a reader reads.
+
+    Words, words folded away, sections, predictions and folds of each lesson.
+    """
+    lessons = _lessons(paths)
+    from minidora.classroom.files import UserError
     from minidora.classroom.length import length
+    from minidora.classroom.notebook import read_notebook
 
     typer.echo(f"{'words':>6} {'folded':>6} {'sections':>8} {'predict':>7} {'folds':>5}")
-    for path in _lessons(paths):
-        one = length(path)
+    for lesson in lessons:
+        if problem := read_notebook(lesson).problem:
+            raise UserError(f"{lesson} {problem}")
+        try:
+            one = length(lesson)
+        except ValueError as error:  # a fold that is not closed
+            raise UserError(str(error)) from None
         typer.echo(
             f"{one.words:6} {one.folded:6} {one.sections:8} {one.predictions:7} {one.folds:5}  "
-            f"{path.name}"
+            f"{lesson.name}"
         )
 
 
@@ -57,6 +90,9 @@ def _lessons(paths: list[Path] | None) -> list[Path]:
         raise typer.BadParameter(
             "there is no ./notebooks/*.ipynb: go to the root of the repository, or name files"
         )
+    for lesson in lessons:
+        if not lesson.is_file():
+            raise typer.BadParameter(f"{str(lesson)!r} is not a file: name a notebook")
     return lessons
 
 
@@ -64,16 +100,23 @@ def _lessons(paths: list[Path] | None) -> list[Path]:
 def build(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; 1 if stale.")] = False,
 ) -> None:
-    """For those who write exercises: derive exercises/ from solutions/."""
+    """Derive exercises/ from solutions/, for authors."""
     from minidora.classroom import authoring
+    from minidora.classroom.files import UserError, write_whole
     from minidora.classroom.folder import ROOT
 
-    stale = 0
-    for path, text in authoring.build(ROOT).items():
-        if not path.exists() or path.read_bytes() != text.encode():
-            stale += 1
-            typer.echo(f"{path.relative_to(ROOT)} {'is stale' if check else 'written'}")
-            if not check:
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(text.encode())
+    try:
+        built = authoring.build(ROOT)
+    except ValueError as error:  # a marker or a name that is wrong
+        raise UserError(str(error)) from None
+    stale = [exercise for exercise, text in built.items() if _differs(exercise, text)]
+    for exercise in stale:
+        if not check:
+            exercise.parent.mkdir(exist_ok=True)
+            write_whole(exercise, built[exercise])
+        typer.echo(f"{exercise.relative_to(ROOT)} {'is stale' if check else 'written'}")
     raise typer.Exit(1 if check and stale else 0)
+
+
+def _differs(file: Path, text: str) -> bool:
+    return not file.exists() or file.read_bytes() != text.encode()

@@ -1,31 +1,51 @@
 """`minidora bench`: times and bytes, on the machine at hand."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .common import course_device, finite, path, write_figure
+
 app = typer.Typer(help="Time and count, on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Time and count, on this machine."""
 
 
 @app.command()
 def layers(
-    quick: Annotated[bool, typer.Option(help="Two shapes, for a look.")] = False,
-    compiled: Annotated[bool, typer.Option(help="Compile every layer with torch.compile.")] = False,
-    budget: Annotated[float, typer.Option(help="Seconds of rounds for each shape and work.")] = 4.0,
-    output: Annotated[Path, typer.Option(help="Folder for the JSON and the figure.")] = Path(
-        "bench"
-    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Two shapes, for a look.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Compile every layer with torch.compile.")
+    ] = False,
+    budget: Annotated[
+        float,
+        typer.Option(help="Seconds of rounds for each shape and work.", min=0, callback=finite),
+    ] = 4.0,
+    output: Annotated[
+        Path,
+        typer.Option(parser=path, metavar="FOLDER", help="Where the JSON and the figure go."),
+    ] = Path("bench"),
 ) -> None:
-    """Time and count our layers beside nn.Linear, PEFT and torchtune, alternating in one run."""
+    """Compare our layers with nn.Linear, PEFT's and torchtune's.
+
+    All are timed in turn in one run, and their bytes counted. The committed results are in
+    benchmarks/.
+    """
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
 
     from minidora import plots
+    from minidora.classroom.files import output_folder, write_whole
     from minidora.evidence import bench
-    from minidora.training import device
 
-    place = device()
+    output = output_folder(output)
+    place = course_device()
     cases = bench.QUICK if quick else bench.CUDA_CASES if place.type == "cuda" else bench.CPU_CASES
     report = bench.run(cases, place, compiled, budget)
     table = Table(title=", ".join(f"{key} {value}" for key, value in report["machine"].items()))
@@ -39,9 +59,11 @@ def layers(
             bench.NAMES[row["contender"]],
             f"{1e3 * row['seconds']:.2f}",
             f"{middle:.2f} ({low:.2f} to {high:.2f})",
-            *("" if row[what] is None else f"{row[what]:,}" for what in ("held", "peak")),
+            *("" if row[what] is None else decimal(row[what]) for what in ("held", "peak")),
         )
     Console().print(table)
-    path = bench.write(report, output)
-    plots.save(plots.bench_ratios(report), path.with_suffix(".png"))
-    typer.echo(f"written: {path} and {path.with_suffix('.png')}")
+    data = output / bench.file_name(report)
+    figure = data.with_suffix(".png")
+    write_whole(data, json.dumps(report, indent=1) + "\n")
+    write_figure(plots.bench_ratios(report), figure)
+    typer.echo(f"written: {data} and {figure}")

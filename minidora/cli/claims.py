@@ -1,6 +1,7 @@
 """`minidora claims`: the ledger of claims."""
 
 from difflib import get_close_matches
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,22 +12,45 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+class SaidBy(StrEnum):
+    """ledger.SAID_BY, which cannot be read without torch."""
+
+    SOURCE = "source"
+    PAPER = "paper"
+    OTHERS = "others"
+    OURS = "ours"
+
+
+class Verdict(StrEnum):
+    """ledger.VERDICTS, which cannot be read without torch."""
+
+    HOLDS = "holds"
+    PARTLY = "holds partly"
+    FAILS = "does not hold"
+    UNTESTED = "not tested here"
+
+
 @app.command()
 def claims(
     names: Annotated[
         list[str] | None, typer.Argument(help="Only these, by name. Without: all.")
     ] = None,
-    said_by: Annotated[
-        str | None, typer.Option(help="Only these: source, paper, others or ours.")
-    ] = None,
-    verdict: Annotated[str | None, typer.Option(help='Only these: "does not hold", ...')] = None,
+    said_by: Annotated[SaidBy | None, typer.Option(help="Only what these say.")] = None,
+    verdict: Annotated[Verdict | None, typer.Option(help="Only what comes to this.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every setting, as JSON.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="How a verdict is reached.")] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write docs/claims.md and quotes anew.")
     ] = False,
 ) -> None:
-    """Every claim of the source notebook, the paper and the lessons, and what we measured."""
+    """List every claim and what we measured.
+
+    The claims are those of the source notebook, the paper, other authors and the lessons.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from minidora.classroom.files import UserError, output_file, write_whole
     from minidora.evidence import ledger
     from minidora.evidence.measures import Record
 
@@ -34,27 +58,27 @@ def claims(
         for name, rule in ledger.RULES.items():
             typer.echo(f"{name}: {rule}\n")
         return
-    for given, known in ((said_by, tuple(ledger.SAID_BY)), (verdict, ledger.VERDICTS)):
-        if given is not None and given not in known:
-            raise typer.BadParameter(f"{given!r} is none of {', '.join(known)}")
+    known_names = {claim.id for claim in ledger.load()}
+    for name in names or ():
+        if name not in known_names:
+            near = get_close_matches(name, known_names, n=3) or sorted(known_names)
+            raise typer.BadParameter(f"there is no claim {name[:40]!r}; there is {', '.join(near)}")
+    if write:
+        output_file(ledger.DOCUMENT)
+    record = Record()
+    shown = track(ledger.load(), "measuring", console=Console(stderr=True), transient=True)
     try:
-        entries = ledger.ledger(Record())
-    except ValueError as error:
-        typer.echo(f"minidora: {error}", err=True)
-        raise typer.Exit(2) from None
+        entries = [ledger.judged(claim, record) for claim in shown]
+    except ValueError as error:  # what a claim points at is not there
+        raise UserError(str(error)) from None
     if write:
         pages = {ledger.DOCUMENT: ledger.markdown(entries)}
         for page in ledger.PAGES:
             pages[page] = ledger.quoted(page.read_text(encoding="utf-8"), entries)
         for page, text in pages.items():
-            page.write_text(text, encoding="utf-8")
+            write_whole(page, text)
             typer.echo(f"written: {page}")
         return
-    known_names = {entry.claim.id for entry in entries}
-    for name in names or ():
-        if name not in known_names:
-            near = get_close_matches(name, known_names, n=3) or sorted(known_names)
-            raise typer.BadParameter(f"there is no claim {name!r}; there is {', '.join(near)}")
     chosen = [
         entry
         for entry in entries

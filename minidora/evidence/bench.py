@@ -321,13 +321,10 @@ def machine(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[st
     }
 
 
-def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write a report as FOLDER/<cpu or cuda>-<mode>.json, replacing an older one."""
+def file_name(report: dict[str, Any]) -> str:
+    """<cpu or cuda>-<mode>.json"""
     kind = "cuda" if report["machine"]["dtype"] == "bfloat16" else "cpu"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kind}-{report['machine']['mode']}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return path
+    return f"{kind}-{report['machine']['mode']}.json"
 
 
 def load_reports(folder: Path = Path(__file__).parents[2] / "benchmarks") -> dict[str, Any]:

@@ -9,6 +9,7 @@ the command may be stopped and started at will. The committed evidence is that f
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -79,11 +80,8 @@ def texts(name: str) -> tuple[Tensor, Tensor, Tensor]:
     return train, validation, test
 
 
-def pretrain(path: Path) -> CharGPT:
-    """Train CharGPT on the documentation and save it, with its loss curve beside it (.json)."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)  # rather now than after half an hour
+def pretrain() -> tuple[CharGPT, dict[str, Any]]:
+    """CharGPT, trained on the documentation, and its loss curve."""
     train, validation, _ = texts("documentation")
     torch.manual_seed(0)
     model = CharGPT()
@@ -91,7 +89,6 @@ def pretrain(path: Path) -> CharGPT:
     losses = fit_text(
         model, train, steps=PRETRAIN_STEPS, learning_rate=3e-3, batch_size=32, weight_decay=0.1
     )
-    save_file(model.state_dict(), path)
     curve = {
         "steps": PRETRAIN_STEPS,
         "every": 20,
@@ -100,8 +97,7 @@ def pretrain(path: Path) -> CharGPT:
         "minutes": round((time.perf_counter() - start) / 60, 1),
         "torch": torch.__version__,
     }
-    path.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
-    return model
+    return model, curve
 
 
 def build(run: Run) -> CharGPT:
@@ -191,18 +187,40 @@ def evidence_runs(rates: dict[tuple[str, str], float]) -> Iterator[Run]:
 
 
 def read_results(path: Path | None = None) -> list[dict[str, Any]]:
-    """The finished runs of a file (EVIDENCE if None), in its order; none where there is no file."""
+    """The finished runs of a file (EVIDENCE if None), in its order; none where there is no file.
+
+    A last line without its end, left by an interrupted run, is not a finished one.
+
+    Raises:
+        ValueError: another line is not a run.
+    """
     path = path or EVIDENCE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    text = path.read_bytes().decode("utf-8", "replace")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+            Run(**{key: rows[-1][key] for key in Run.__dataclass_fields__})
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path}, line {number}, is not a run") from None
+    return rows
 
 
 def collect(path: Path, workers: int = 2) -> None:
     """Run what the file does not hold yet: first the tuning, then the rest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_half_a_line(path)
     _run_missing(list(tuning_runs()), path, workers)
     _run_missing(list(evidence_runs(best_rates(read_results(path)))), path, workers)
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """Cut off what a run that was interrupted while it wrote has left at the end of the file."""
+    if path.exists():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def _run_missing(runs: list[Run], path: Path, workers: int) -> None:

@@ -78,7 +78,7 @@ def test_make_doctor(installed):
     done = run("make doctor", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines if "to mend" not in line] == list(doctor.CHECKS)
+    assert [line.split()[1] for line in lines if "to fix it" not in line] == list(doctor.CHECKS)
     assert last == "The course runs here."
 
 
