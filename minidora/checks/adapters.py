@@ -208,6 +208,9 @@ def check_use(answer: Answer, forward: Spec, names: list[str]) -> None:
         )
     args = [*rounds[1][:3], *(found["stepped"].parameters[n].detach() for n in names), alpha]
     forward.refuse(found["after"], args, forward.want(args), named=False, by_heart=False)
+    answer.case("self.base with other weights")
+    args[1] = 2 * args[1]
+    forward.refuse(found["base changed"], args, forward.want(args), named=False, by_heart=False)
 
 
 def build_layer(

@@ -168,6 +168,7 @@ class Exercise:
     body: Callable[[Answer], None] | None = None  # a Spec has its own
     answer: str = ""  # the name that the learner defines, where it is not the check's
     seconds: float = 10.0  # time limit of one probe
+    siblings: list["Exercise"] = field(default_factory=list, repr=False)  # of its lesson
 
     def __post_init__(self) -> None:
         self.answer = self.answer or self.name
@@ -231,6 +232,16 @@ class Exercise:
         assert self.body is not None
         self.body(answer)
 
+    def calls(self, answer: Answer) -> str:
+        """Which of the learner's other answers this one calls: the fault may be there."""
+        others = {one.answer: one for one in self.siblings if one is not self}
+        try:
+            used = answer.probe(probe.names_used)
+        except (Refused, Unstarted):
+            return ""
+        found = [others[name].label for name in used if name in others]
+        return f"\n  It calls your {' and '.join(found)}: check that first." if found else ""
+
     def check(self, answer: Answer, debug: bool = False) -> str:
         """Judge an answer, wherever it lives; the text for a pass, else as __call__."""
         try:
@@ -241,6 +252,7 @@ class Exercise:
         except Refused as refused:
             case = f", {answer.cases[-1]}" if answer.cases else ""
             where = f"\n  {refused.where}" if refused.where else ""
+            where += self.calls(answer)
             hint = self.hint if refused.helped else ""
             raise CheckFailed(f"{self.label}{case}: {refused.message}{where}", hint) from refused
         except Exception as error:
@@ -271,7 +283,8 @@ class Lesson:
         """Make an Exercise of the check below, with the fields of Exercise that are told."""
 
         def decorate(body: Callable[[Answer], None]) -> Exercise:
-            exercise = Exercise(number=number, name=body.__name__, body=body, **told)
+            told.update(number=number, name=body.__name__, siblings=self.exercises)
+            exercise = Exercise(body=body, **told)
             self.exercises.append(exercise)
             return exercise
 

@@ -228,7 +228,7 @@ def _difference(got: Tensor, want: Tensor) -> str:
     off = (~torch.isclose(a.double(), b.double(), rtol=1e-4)).nonzero().tolist()
     largest = f"off by up to {float((a.double() - b.double()).abs().max()):.1e}"
     if not off and a.dtype == b.dtype == torch.float64 and same(a.float(), b):
-        return f"{largest} for float64: it was computed in float32, and turned afterwards"
+        return f"{largest}: computed in float32, or with a small number added to something"
     if want.numel() <= 6:
         return "expected {}, got {}".format(*_apart(b.tolist(), a.tolist()))
     if not off:

@@ -454,7 +454,8 @@ def spec(lesson: Lesson, number: str, **told: Any) -> Callable[[Function], Spec]
     """Make a Spec of the oracle below, with the fields of Spec that are told."""
 
     def decorate(oracle: Function) -> Spec:
-        made = Spec(number=number, name=oracle.__name__, oracle=oracle, **told)
+        told.update(number=number, name=oracle.__name__, siblings=lesson.exercises)
+        made = Spec(oracle=oracle, **told)
         lesson.exercises.append(made)
         return made
 

@@ -222,6 +222,14 @@ def _moved(argument: Any) -> Any:
 
 
 @probe
+def names_used(answer: Any) -> list[str]:
+    """Names that the code of a function, or of a class's methods, looks up."""
+    parts = [answer, *vars(answer).values()] if inspect.isclass(answer) else [answer]
+    codes = [part.__code__ for part in parts if inspect.isfunction(part)]
+    return sorted({name for code in codes for name in code.co_names})
+
+
+@probe
 def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
     """Parameters of the module answer(*args) that are, or overlap, those of a module in args."""
     given = [p for module in args if isinstance(module, nn.Module) for p in module.parameters()]
@@ -266,7 +274,7 @@ def gradients(
     parts = value if isinstance(value, tuple | list) else [value]
     live = [
         pair for pair in zip(parts, cotangents, strict=False)
-        if isinstance(pair[0], Tensor) and pair[0].requires_grad
+        if isinstance(pair[0], Tensor) and pair[0].requires_grad and pair[0].shape == pair[1].shape
     ]  # fmt: skip
     if live:
         torch.autograd.backward([part for part, _ in live], [dy for _, dy in live])
@@ -294,7 +302,7 @@ def layer(
             getattr(module, name).copy_(value)
     x = x.detach().clone().requires_grad_()
     value = module(x)
-    if isinstance(value, Tensor) and value.requires_grad:
+    if isinstance(value, Tensor) and value.requires_grad and value.shape == cotangent.shape:
         torch.autograd.backward([value], [cotangent])
     every = module.named_parameters(remove_duplicate=False)
     grads = {name: parameter.grad if parameter.is_leaf else None for name, parameter in every}
@@ -384,7 +392,10 @@ def use(
     module.zero_grad()
     _one_step(module, x, cotangent)
     found["stepped"] = module
-    found["after"] = module(x).detach()
+    with torch.no_grad():
+        found["after"] = module(x)
+        module.base.weight.mul_(2)  # type: ignore[operator, union-attr]  # as loading one would
+        found["base changed"] = module(x)
     return found
 
 

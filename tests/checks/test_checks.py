@@ -766,6 +766,23 @@ def test_stub_of_another_exercise_is_named() -> None:
     assert "it uses exercise 3.2, which is not started" in text
 
 
+def test_broken_answer_that_is_called_is_named() -> None:
+    source = """
+    def dora_weight(weight, lora_A, lora_B, magnitude, alpha):
+        return weight
+
+    def merge_dora(base, lora_A, lora_B, magnitude, alpha):
+        merged = copy.deepcopy(base)
+        with torch.no_grad():
+            merged.weight.copy_(dora_weight(base.weight, lora_A, lora_B, magnitude, alpha))
+        return merged
+    """
+    exercise = next(exercise for exercise in EXERCISES if exercise.name == "merge_dora")
+    text = str(refusal(exercise, source))
+    assert "It calls your 3.3 dora_weight: check that first." in text
+    assert "It calls" not in str(refusal(exercise, source.replace("(dora_weight(", "((")))
+
+
 def test_picture_of_yours_beside_the_target(monkeypatch: Any) -> None:
     shown: list[Any] = []
     exercise = next(exercise for exercise in EXERCISES if exercise.name == "dora_weight")

@@ -103,7 +103,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "float64 afterwards",
             "return (magnitude / norm)[:, None] * direction",
             "return ((magnitude / norm)[:, None] * direction).double()",
-            "computed in float32, and turned afterwards",
+            "computed in float32",
         ),
         ("norm of W", "direction.norm(", "weight.norm(", "divided by the norm of W"),
         ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
@@ -320,6 +320,42 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("weight returned", "return merged", "return merged.weight", "expected an nn.Linear"),
     ],
     "dora_linear": [
+        (
+            "a norm renewed in training only",
+            "        norm = direction.norm(dim=1).detach()  # (out,)",
+            "        if self.training or not hasattr(self, 'kept'):\n            self.kept = direction.norm(dim=1).detach()\n        norm = self.kept",
+            "in evaluation mode, after A and B changed",
+        ),
+        (
+            "an epsilon beside the norm",
+            "norm = direction.norm(dim=1).detach()",
+            "norm = direction.norm(dim=1).detach() + 1e-8",
+            "with a small number added",
+        ),
+        (
+            "float32 inside",
+            "norm = direction.norm(dim=1).detach()",
+            "norm = direction.float().norm(dim=1).detach().to(x.dtype)",
+            "computed in float32",
+        ),
+        (
+            "a private copy of W",
+            "direction = self.base.weight +",
+            "direction = self.__dict__.setdefault('kept', self.base.weight.clone()) +",
+            "self.base with other weights",
+        ),
+        (
+            "squeezed",
+            "F.linear(x, weight, self.base.bias)",
+            "F.linear(x, weight, self.base.bias).squeeze()",
+            "squeeze()",
+        ),
+        (
+            "magnitude under another name",
+            "self.magnitude = nn.Parameter(base.weight.norm(dim=1))",
+            "self.m = nn.Parameter(base.weight.norm(dim=1))",
+            "it has no parameter called magnitude",
+        ),
         (
             "a norm kept from the first call",
             "norm = direction.norm(dim=1).detach()  # (out,)",

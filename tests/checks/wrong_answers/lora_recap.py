@@ -265,6 +265,24 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "lora_linear": [
+        (
+            "the base alone in evaluation mode",
+            "        return self.base(x) +",
+            "        if not self.training:\n            return self.base(x)\n        return self.base(x) +",
+            "in evaluation mode: ",
+        ),
+        (
+            "a private copy of the base",
+            "self.base(x) +",
+            "self.__dict__.setdefault('kept', [copy.deepcopy(self.base)])[0](x) +",
+            "self.base with other weights",
+        ),
+        (
+            "a product kept from call to call",
+            "self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
+            "self.scaling * (x @ self.product().T)\n\n    def product(self) -> Tensor:\n        if not hasattr(self, 'kept'):\n            self.kept = self.lora_B @ self.lora_A\n        return self.kept",
+            "random layers",
+        ),
         ("base not frozen", "base.requires_grad_(False)", "base", "base.weight is not frozen"),
         (
             "A a plain tensor",
