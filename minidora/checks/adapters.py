@@ -17,13 +17,14 @@ from minidora.checks.expect import (
     require,
     same,
 )
-from minidora.checks.spec import AXES, Spec, axes_of, wide
+from minidora.checks.oracle import Oracle, wide
+from minidora.checks.spec import AXES, axes_of
 from minidora.runner import probe
 
 # ---- A merged layer ----
 
 
-def check_merge(answer: Answer, weight: Spec, scale: Callable[..., Tensor] | None = None) -> None:
+def check_merge(answer: Answer, weight: Oracle, scale: Callable[..., Tensor] | None = None) -> None:
     """Refuse unless answer(base, *args) is a plain layer of its own with the weight of that spec.
 
     Args:
@@ -118,7 +119,7 @@ def check_tensors_train(answer: Answer, names: Sequence[str], *args: Any) -> Non
 # ---- A layer around a base ----
 
 
-def check_layer(answer: Answer, forward: Spec) -> None:
+def check_layer(answer: Answer, forward: Oracle) -> None:
     """Refuse a layer whose values or gradients are not those of that spec.
 
     Args:
@@ -177,7 +178,7 @@ USES = (
 )
 
 
-def check_use(answer: Answer, forward: Spec, names: list[str]) -> None:
+def check_use(answer: Answer, forward: Oracle, names: list[str]) -> None:
     """Refuse a layer that keeps something between its uses: modes, copies, other layers, calls."""
     sizes = forward.random_sizes()
     rounds = [forward.some(sizes) for _ in range(2)]

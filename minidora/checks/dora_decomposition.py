@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from minidora.checks import adapters
 from minidora.checks.exercise import Answer, Lesson
 from minidora.checks.expect import expect, expect_parameter, randn, require
-from minidora.checks.spec import Wrong, spec
+from minidora.checks.oracle import Wrong
+from minidora.checks.spec import spec
 
 lesson = Lesson(
     3, "03_dora_decomposition", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")

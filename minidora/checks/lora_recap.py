@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from minidora.checks import adapters
 from minidora.checks.exercise import Answer, Lesson, kind_of
 from minidora.checks.expect import expect_parts, require
-from minidora.checks.spec import Wrong, spec, unlisted
+from minidora.checks.oracle import Wrong, unlisted
+from minidora.checks.spec import spec
 from minidora.runner import probe
 
 lesson = Lesson(

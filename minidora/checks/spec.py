@@ -19,237 +19,40 @@ Every spec goes through the same battery: examples, random sizes, sizes of 1, ti
 contiguous, calls in between, another device, and whatever a function has no business to change.
 """
 
-import itertools
-import math
-import random
-import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minidora.checks.exercise import Answer, Exercise, Lesson, Refused
-from minidora.checks.expect import (
-    expect,
-    expect_device,
-    expect_dtype,
-    expect_number,
-    expect_parts,
-    expect_words,
-    matches,
-    randn,
-    require,
-)
+from minidora.checks.expect import expect_device, expect_dtype, randn, require
+from minidora.checks.oracle import Function, Oracle
 from minidora.runner import probe
 
-Function = Callable[..., Any]
 AXES = ((), (2,), (2, 3), (2, 2, 3))
 """What "..." stands for, in turn."""
-BY_HEART = "this is the answer to the example: compute it from the arguments"
-TINY = 1e-10
-_dice = random.Random(secrets.randbits(64))
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One argument or one part of the result; axes is None for what is not a tensor."""
-
-    name: str
-    axes: tuple[str, ...] | None
-
-    @property
-    def text(self) -> str:
-        axes = self.axes or ()
-        return f"({', '.join(axes)}{',' if len(axes) == 1 and axes != ('...',) else ''})"
-
-
-Wrong = Iterator[tuple[str, Any]]
-"""(message, value) of several usual mistakes; a value of None says nothing here."""
-
-
-@dataclass(frozen=True)
-class Mistakes:
-    """Usual mistakes, as a function of the arguments; of the part of the result of that name."""
-
-    function: Callable[..., Wrong]
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class SlopeMistake:
-    message: str
-    function: Function
 
 
 @dataclass
-class Spec(Exercise):
-    """An exercise whose check is made from its oracle; see this file's docstring.
+class Spec(Exercise, Oracle):
+    """An exercise whose check is made from its oracle: see Exercise, and Oracle, for the fields.
 
-    Args (beyond Exercise's):
-        shapes: of the arguments and of the result.
-        draw: how to draw an argument, by name, where standard normal numbers (or a number from 1
-            to 20) will not do: called with its shape, or with nothing.
-        grads: names of the arguments whose gradients are checked; by default all tensors with
-            fractions, if the result is a tensor.
-        tiny: names of the arguments made of tiny rows; by default the first tensor.
-        dtypes: "same" where the result has the dtype of the arguments, "any" where it may not.
-        half: whether it must also work in bfloat16.
-        tolerance: relative, for plain numbers.
-        sizes: ranges for names in shapes, (lowest, highest); (2, 7) by default.
+    half: whether it must also work in bfloat16.
     """
 
-    oracle: Function = field(kw_only=True)
-    shapes: str = field(kw_only=True)
-    draw: dict[str, Function] = field(default_factory=dict, kw_only=True)
-    grads: tuple[str, ...] | None = field(default=None, kw_only=True)
-    tiny: tuple[str, ...] | None = field(default=None, kw_only=True)
-    dtypes: str = field(default="same", kw_only=True)
     half: bool = field(default=True, kw_only=True)
-    tolerance: float = field(default=0.0, kw_only=True)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict, kw_only=True)
-    examples: list[tuple[str, tuple[Any, ...], Any]] = field(default_factory=list, init=False)
-    mistakes: list[Mistakes] = field(default_factory=list, init=False)
-    slopes: list[Function] = field(default_factory=list, init=False)
-    slope_mistakes: list[SlopeMistake] = field(default_factory=list, init=False)
     extra: list[Callable[[Answer], None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        given, result = self.shapes.split("->")
-        code = self.oracle.__code__
-        names = list(code.co_varnames[: code.co_argcount])
-        self.inputs = _slots(given, names)
-        self.outputs = _slots(result, [])
-        tensors = [slot.name for slot in self.inputs if slot.axes is not None]
-        self.tiny = tuple(tensors[:1]) if self.tiny is None else self.tiny
-        real = all(slot.axes is not None for slot in self.outputs)
-        self.grads = (tuple(tensors) if real else ()) if self.grads is None else self.grads
-        self.wrt = [names.index(name) for name in self.grads]
-
-    # ---- What an author adds ----
-
-    def example(self, *args: Any, gives: Any, case: str = "by hand") -> None:
-        """A case worked by hand; nested lists are tensors. `gives` is compared with the oracle."""
-        told = tuple(
-            torch.tensor(value, dtype=torch.float32) if slot.axes is not None else value
-            for slot, value in zip(self.inputs, args, strict=True)
-        )
-        value = gives if len(self.outputs) > 1 else (gives,)
-        parts = tuple(
-            torch.tensor(part, dtype=torch.float64) if slot.axes is not None else part
-            for slot, part in zip(self.outputs, value, strict=True)
-        )
-        self.examples.append((case, told, parts))
-
-    def mistake(self, message: str, function: Function, part: str = "") -> None:
-        """Name a usual mistake once: what it would give, and what to say to whoever made it.
-
-        Where it gives the right value, or cannot be computed, in some draw, it is passed over.
-        """
-
-        def wrong(*args: Any) -> Wrong:
-            yield message, function(*args)
-
-        self.mistakes_of(wrong, part)
-
-    def mistakes_of(self, function: Callable[..., Wrong], part: str = "") -> None:
-        """Several at once: a generator of (message, value), for mistakes that share a piece."""
-        self.mistakes.append(Mistakes(function, part))
-
-    def slope(self, function: Function) -> None:
-        """Another function whose central differences are right gradients: function(at, *args).
-
-        `at` holds the arguments as they are, and args those that are moved: what is computed from
-        `at` is a constant in the backward pass. With several slopes, any of them will do, for all
-        arguments alike.
-        """
-        self.slopes.append(function)
-
-    def slope_mistake(self, message: str, function: Function) -> None:
-        """A usual mistake in the gradient, as function(at, *args); see slope."""
-        self.slope_mistakes.append(SlopeMistake(message, function))
+        Exercise.__post_init__(self)
+        Oracle.__post_init__(self)
 
     def also(self, check: Callable[[Answer], None]) -> None:
         """A further check, for what this exercise alone asks."""
         self.extra.append(check)
-
-    # ---- Draws ----
-
-    def random_sizes(self, **fixed: int) -> dict[str, int]:
-        """A size for each name in shapes: different ones, but for those that are fixed."""
-        axes = [axis for slot in self.inputs for axis in slot.axes or ()]
-        names = [axis for axis in dict.fromkeys(axes) if axis.isidentifier()]
-        for _ in range(100):
-            sizes = {name: _dice.randint(*self.sizes.get(name, (2, 7))) for name in names} | fixed
-            if len(set(sizes.values())) == len(sizes):
-                break
-        return {name: sizes[name] for name in names}
-
-    def some(
-        self, sizes: dict[str, int], lead: Sequence[int] = (2,), dtype: torch.dtype = torch.float64
-    ) -> list[Any]:
-        """Arguments of these sizes; lead is what "..." stands for."""
-        args = []
-        for slot in self.inputs:
-            if slot.axes is None:
-                args.append(self.draw.get(slot.name, _number)())
-                continue
-            shape: list[int] = []
-            for axis in slot.axes:
-                shape += lead if axis == "..." else [sizes[axis] if axis in sizes else int(axis)]
-            value = self.draw.get(slot.name, _normal)(*shape)
-            args.append(value.to(dtype) if value.is_floating_point() else value)
-        return args
-
-    def telling(self, dtype: torch.dtype = torch.float64) -> list[Any]:
-        """Arguments for which the mistakes differ, from the result and from each other, and for
-        which rounding stays small: no row of a sum that nearly cancels."""
-        for _ in range(60):
-            args = self.some(self.random_sizes(), dtype=dtype)
-            want = self.want(args)
-            near = [_nudged(arg) for arg in args]
-            if not all(map(partial(matches, tolerance=2e-6), want, self.want(near))):
-                continue
-            values = [want, *(value for value, _, _ in self.known(args))]
-            if not any(self.alike(*pair) for pair in itertools.combinations(values, 2)):
-                break
-        return args
-
-    def tiny_rows(self) -> list[Any]:
-        """Arguments of which those in `tiny` are very small."""
-        args = zip(self.inputs, self.telling(), strict=True)
-        return [TINY * arg if slot.name in (self.tiny or ()) else arg for slot, arg in args]
-
-    # ---- What is right, and what usual mistakes give ----
-
-    def want(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        return self.parts(self.oracle(*wide(args)))
-
-    def parts(self, value: Any) -> tuple[Any, ...]:
-        return tuple(value) if len(self.outputs) > 1 else (value,)
-
-    def known(self, args: Sequence[Any]) -> Iterator[tuple[tuple[Any, ...], str, int | None]]:
-        """(result, message, index of the part or None) of each mistake that says something here."""
-        names, right = [slot.name for slot in self.outputs], self.want(args)
-        for mistakes in self.mistakes:
-            found = mistakes.function(*wide(args))
-            with suppress(RuntimeError, IndexError):  # one that cannot be made with these sizes
-                for message, value in found:
-                    if value is None:
-                        continue
-                    if not mistakes.part:
-                        yield self.parts(value), message, None
-                        continue
-                    at = names.index(mistakes.part)
-                    yield (*right[:at], value, *right[at + 1 :]), message, at
-
-    def alike(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-        return all(map(partial(matches, tolerance=max(self.tolerance, 1e-3)), first, second))
 
     # ---- The battery ----
 
@@ -334,44 +137,6 @@ class Spec(Exercise):
             if refused.known:
                 raise Refused(refused.message, known=True, picture=picture) from None
 
-    def refuse(
-        self,
-        got: Any,
-        args: Sequence[Any],
-        want: tuple[Any, ...],
-        named: bool = True,
-        by_heart: bool = True,
-    ) -> None:
-        """Refuse unless got is `want`, by the mistake's name where it has one."""
-        names = [slot.name for slot in self.outputs]
-        parts = expect_parts(got, names) if len(names) > 1 else (got,)
-        known = list(self.known(args)) if named else []
-        if by_heart:
-            known += [(value, BY_HEART, None) for _, _, value in self.examples]
-        for value, message, index in known:
-            whole = len(names) > 1 and index is None
-            if whole and self.alike(parts, value) and not self.alike(parts, want):
-                raise Refused(message, known=True)
-        for index, (slot, part, right) in enumerate(zip(self.outputs, parts, want, strict=True)):
-            mine = [(value[index], text) for value, text, at in known if at in (index, None)]
-            if slot.axes is not None:
-                self.refuse_tensor(part, right, mine, slot, args)
-            elif isinstance(right, list):
-                expect_words(part, right, mine, slot.name if len(names) > 1 else "")
-            else:
-                name = slot.name if len(names) > 1 else ""
-                expect_number(part, right, mine, name, self.tolerance)
-
-    def refuse_tensor(
-        self, got: Any, want: Tensor, known: Any, slot: Slot, args: Sequence[Any]
-    ) -> None:
-        if not slot.axes and isinstance(got, int | float) and not isinstance(got, bool):
-            got = torch.tensor(float(got), dtype=torch.float64)
-        expect(got, want, known, slot.name, slot.text)
-        dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()}
-        if self.dtypes == "same" and dtypes == {torch.float64} and got.dtype != torch.float64:
-            expect_dtype(got, torch.float64)
-
     def compare_half(self, answer: Answer, args: Sequence[Any]) -> None:
         """The right dtype, and about the right values: rounding may hurt where rows cancel."""
         try:
@@ -392,62 +157,11 @@ class Spec(Exercise):
                 f"bfloat16 arguments give something else: off by {error.median():.2g}",
             )
 
-    # ---- Gradients ----
-
     def compare_gradients(self, answer: Answer, args: list[Any]) -> None:
         """Refuse gradients that are not the central differences of one and the same slope."""
-        dys = [_normal(*part.shape) for part in self.want(args)]
+        dys = [randn(*part.shape, dtype=torch.float64) for part in self.want(args)]
         found = answer.probe(probe.gradients, args, self.wrt, *dys)["gradients"]
         self.refuse_gradients(found, args, dys)
-
-    def refuse_gradients(self, found: Sequence[Any], args: list[Any], dys: list[Tensor]) -> None:
-        """As compare_gradients, for the gradients found of the arguments in grads."""
-        slopes = self.slopes or [lambda at, *now: self.oracle(*now)]
-        rights = [self.differences(slope, args, dys) for slope in slopes]
-        fits = [list(map(_near, found, right)) for right in rights]
-        if any(map(all, fits)):
-            return
-        best = max(range(len(fits)), key=lambda index: sum(fits[index]))
-        at = fits[best].index(False)
-        got, want = found[at], rights[best][at]
-        name = self.inputs[self.wrt[at]].name
-        require(
-            isinstance(got, Tensor),
-            f"no gradient reaches {name}: something on its way is detached, or under no_grad",
-        )
-        for mistake in self.slope_mistakes:
-            wrong = self.differences(mistake.function, args, dys)[at]
-            if _near(got, wrong) and not _near(want, wrong):
-                raise Refused(f"gradient of {name}: {mistake.message}", known=True)
-        require(
-            not any(fit[at] for fit in fits),
-            f"the gradient of {name} belongs to another formula than those before it: "
-            "what is a constant for one is a constant for all",
-        )
-        expect(got, want, name=f"gradient of {name}")
-
-    def differences(
-        self, function: Function, args: Sequence[Any], dys: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """d sum(y * dy) / d argument for each of grads, by central differences of order 4."""
-
-        def height(index: int, entry: int, step: float) -> float:
-            moved = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
-            moved[index].view(-1)[entry] += step
-            parts = self.parts(function(args, *moved))
-            return math.fsum(float((y * dy).sum()) for y, dy in zip(parts, dys, strict=True))
-
-        step, weights = 1e-4, {1: 8, -1: -8, 2: -1, -2: 1}
-        return [
-            torch.tensor(
-                [
-                    sum(w * height(index, entry, n * step) for n, w in weights.items()) / 12 / step
-                    for entry in range(args[index].numel())
-                ],
-                dtype=torch.float64,
-            ).reshape(args[index].shape)
-            for index in self.wrt
-        ]
 
 
 def spec(lesson: Lesson, number: str, **told: Any) -> Callable[[Function], Spec]:
@@ -462,51 +176,8 @@ def spec(lesson: Lesson, number: str, **told: Any) -> Callable[[Function], Spec]
     return decorate
 
 
-def unlisted(**told: Any) -> Callable[[Function], Spec]:
-    """A Spec that is not an exercise: draws, mistakes and gradients for a check by hand."""
-
-    def decorate(oracle: Function) -> Spec:
-        empty = dict.fromkeys(("number", "title", "difficulty", "teaches", "hint"), "")
-        told.update(empty, minutes=0, name=oracle.__name__, oracle=oracle)
-        return Spec(**told)
-
-    return decorate
-
-
 def axes_of(name: str, value: Tensor) -> str:
     return f"{name} with {value.ndim} {'axis' if value.ndim == 1 else 'axes'}"
-
-
-def _slots(text: str, names: Sequence[str]) -> list[Slot]:
-    found = re.findall(r"(\w*)\s*\(([^)]*)\)|(\w+)", text)
-    slots = []
-    for index, (name, axes, word) in enumerate(found):
-        own = names[index] if index < len(names) else name or word
-        inside = tuple(axis.strip() for axis in axes.split(",") if axis.strip())
-        slots.append(Slot(own, None if word else inside))
-    return slots
-
-
-def _normal(*shape: int) -> Tensor:
-    return randn(*shape, dtype=torch.float64)
-
-
-def _number() -> float:
-    """From 1 to 20, seldom whole."""
-    return _dice.randint(10, 200) / 10
-
-
-def wide(args: Sequence[Any]) -> list[Any]:
-    """Tensors of fractions in float64."""
-    floats = [isinstance(arg, Tensor) and arg.is_floating_point() for arg in args]
-    return [arg.double() if is_float else arg for arg, is_float in zip(args, floats, strict=True)]
-
-
-def _nudged(arg: Any) -> Any:
-    """The argument, as rounding to float32 may change it."""
-    if not isinstance(arg, Tensor) or not arg.is_floating_point():
-        return arg
-    return arg.double() * (1 + 1e-7 * _normal(*arg.shape))
 
 
 def _strided(arg: Any) -> Any:
@@ -518,13 +189,6 @@ def _strided(arg: Any) -> Any:
         if arg.ndim == 1
         else arg.mT.clone(memory_format=torch.contiguous_format).mT
     )
-
-
-def _near(got: Any, want: Tensor) -> bool:
-    """Equal up to what central differences leave open; no gradient is a gradient of zeros."""
-    if got is None:
-        return not want.abs().max() > 1e-9
-    return isinstance(got, Tensor) and matches(got, want, 1e-6)
 
 
 @contextmanager

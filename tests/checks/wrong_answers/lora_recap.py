@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Wrong answers, (name, old, new, says): see WrongAnswer in tests/checks/test_checks.py."""
 
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
@@ -59,40 +60,9 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "lora_delta": [
-        ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
-        ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
-        ("rsLoRA's scaling", "alpha / rank", "alpha / rank**0.5", "alpha / sqrt(rank)"),
-        ("rank read off B's rows", "lora_A.shape[0]", "lora_B.shape[0]", "divided by out"),
-        ("divided down", "alpha / rank", "alpha // rank", "// rounds down"),
-        ("upside down", "alpha / rank", "rank / alpha", "rank / alpha"),
-        ("transposed", "lora_B @ lora_A", "lora_A.T @ lora_B.T", "this is (in, out)"),
-        (
-            "reshape instead of transpose",
-            "lora_B @ lora_A",
-            "(lora_A.T @ lora_B.T).reshape(lora_B.shape[0], lora_A.shape[1])",
-            "reshape is not transpose",
-        ),
-        (
-            "the example by heart",
-            "return alpha / rank * (lora_B @ lora_A)",
-            "return torch.tensor([[3.0, 0, 6], [0, 3, 0], [3, 3, 6], [6, 0, 12]])",
-            "the answer to the example",
-        ),
         ("everything detached", "lora_B @ lora_A", "lora_B @ lora_A.detach()", "lora_A: something"),
-        ("printed", "return alpha / rank * ", "print", "got None"),
     ],
     "lora_forward": [
-        ("scaling forgotten", "alpha / rank * (", "(", "the scaling is missing"),
-        ("alpha alone", "alpha / rank", "alpha", "scaled by alpha"),
-        ("bias forgotten", ", bias)", ")", "the bias is missing"),
-        ("bias scaled", "lora_B.T)", "lora_B.T + bias)", "the bias is in it twice"),
-        ("base forgotten", "F.linear(x, weight, bias) + ", "", "only the update is here"),
-        (
-            "update forgotten",
-            " + alpha / rank * (x @ lora_A.T @ lora_B.T)",
-            "",
-            "the update is missing",
-        ),
         (
             "factors in the wrong order",
             "x @ lora_A.T @ lora_B.T",
@@ -122,12 +92,6 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "(x @ lora_A.T",
             "(x.detach() @ lora_A.T",
             "gradient of x: it comes through x W^T alone",
-        ),
-        (
-            "x changed in place",
-            "    return F",
-            "    x *= 1.5\n    return F",
-            "it changes the caller's x",
         ),
         (
             "update outside of the graph",
