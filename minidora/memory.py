@@ -30,6 +30,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,6 +76,19 @@ class TrainingMemory:
     def peak(self) -> int:
         """The most that is there inside step()."""
         return self.total + self.step_temporaries
+
+    def table(self) -> str:
+        """Its parts and their sum, a line each: bytes, GB and GiB."""
+        rows = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer state": self.optimizer_state,
+            "after a step": self.total,
+        }
+        return "\n".join(
+            f"{name:16} {count:15,} bytes = {gb(count):6.1f} GB = {gib(count):6.1f} GiB"
+            for name, count in rows.items()
+        )
 
 
 # ---- Predicted from shapes ----
@@ -216,6 +230,61 @@ def _frozen_linear_weights(model: nn.Module) -> list[Tensor]:
 
 
 # ---- Counted on a real model ----
+
+
+def make_optimizer(
+    name: str, model: nn.Module, implementation: str = "foreach"
+) -> torch.optim.Optimizer:
+    """An optimizer of torch.optim over what the model trains, as training_memory predicts it.
+
+    Args:
+        name: one of OPTIMIZERS but "adamw8bit", which is not PyTorch's.
+        implementation: one of IMPLEMENTATIONS.
+
+    Raises:
+        ValueError: an unknown name, or a model without a trainable parameter.
+    """
+    _check("name", name, tuple(known for known in OPTIMIZERS if known != "adamw8bit"))
+    _check("implementation", implementation, IMPLEMENTATIONS)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the model requires a gradient: adapt or unfreeze it")
+    flags = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    if name.startswith("sgd"):
+        momentum = 0.9 if name == "sgd-momentum" else 0.0
+        return torch.optim.SGD(trained, lr=0.1, momentum=momentum, **flags)
+    adam = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return adam(trained, lr=1e-3, **flags)
+
+
+def train_and_measure(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = 10
+) -> TrainingMemory:
+    """Train a classifier on batches of 100, and count what exists in the last step."""
+    _train(model, optimizer, x, y, steps)
+    return measure_memory(model, optimizer)
+
+
+def step_history(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = 3
+) -> list[int]:
+    """Train a classifier on batches of 100; LiveBytes.history within the last step()."""
+    _train(model, optimizer, x, y, steps)
+    with LiveBytes() as watch:
+        optimizer.step()
+    return watch.history
+
+
+def _train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int
+) -> None:
+    """As many training steps, all but the last step() itself."""
+    for step in range(steps):
+        if step:
+            optimizer.step()
+        batch = slice(100 * step, 100 * (step + 1))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[batch]), y[batch]).backward()
 
 
 def measure_memory(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingMemory:

@@ -15,8 +15,11 @@ from minidora.memory import (
     gb,
     gib,
     llama,
+    make_optimizer,
     measure_memory,
     quantized_bytes,
+    step_history,
+    train_and_measure,
     training_memory,
 )
 
@@ -355,6 +358,48 @@ def test_live_bytes_follow_what_is_made_and_freed():
     assert d.numel() == 10
 
 
+# ---- what lesson 1 trains ----
+
+
+def classifier(method: str = "full") -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    return model if method == "full" else adapt(model, method, rank=4, alpha=8.0)
+
+
+@pytest.mark.parametrize("implementation", ["single", "foreach", "fused"])
+@pytest.mark.parametrize("method", ["full", "dora"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "sgd-momentum"])
+def test_lesson_1s_training_holds_what_was_predicted(name, method, implementation):
+    model, x, y = classifier(method), torch.randn(300, 64), torch.arange(300) % 10
+    predicted = training_memory(model, name, implementation=implementation)
+    optimizer = make_optimizer(name, model, implementation)
+    start = [p.detach().clone() for p in model.parameters()]
+    assert train_and_measure(model, optimizer, x, y, steps=3) == predicted
+    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), start, strict=True)]
+    assert moved == [p.requires_grad for p in model.parameters()]
+    assert {type(optimizer).__name__.lower()} == {name.removesuffix("-momentum")}
+    if name.startswith("adam"):
+        assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+def test_step_history_peaks_where_the_prediction_does():
+    x, y = torch.randn(300, 64), torch.arange(300) % 10
+    for way in ("single", "foreach", "fused"):
+        model = classifier()
+        history = step_history(model, make_optimizer("adam", model, way), x, y)
+        predicted = training_memory(model, "adam", implementation=way).step_temporaries
+        assert max(history, default=0) == predicted
+        assert history == [] or history[-1] == 0
+
+
+def test_a_table_of_the_parts_adds_up():
+    rows = TrainingMemory(2 * 10**9, 10**9, 2**30, 5).table().splitlines()
+    assert rows[0] == "weights            2,000,000,000 bytes =    2.0 GB =    1.9 GiB"
+    assert rows[2] == "optimizer state    1,073,741,824 bytes =    1.1 GB =    1.0 GiB"
+    assert rows[3] == "after a step       4,073,741,824 bytes =    4.1 GB =    3.8 GiB"
+
+
 # ---- bad input ----
 
 
@@ -383,6 +428,12 @@ def test_other_errors():
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="no parameter has a gradient"):
         measure_memory(model, torch.optim.Adam(model.parameters()))
+    with pytest.raises(ValueError, match="name must be one of adam, .*got 'adamw8bit'"):
+        make_optimizer("adamw8bit", model)
+    with pytest.raises(ValueError, match="implementation must be one of single, .*got 'fast'"):
+        make_optimizer("adam", model, "fast")
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        make_optimizer("adam", model.requires_grad_(False))
 
 
 def test_units():
