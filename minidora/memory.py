@@ -249,12 +249,12 @@ def make_optimizer(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("no parameter of the model requires a gradient: adapt or unfreeze it")
-    flags = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    foreach, fused = implementation == "foreach", implementation == "fused"
     if name.startswith("sgd"):
         momentum = 0.9 if name == "sgd-momentum" else 0.0
-        return torch.optim.SGD(trained, lr=0.1, momentum=momentum, **flags)
+        return torch.optim.SGD(trained, lr=0.1, momentum=momentum, foreach=foreach, fused=fused)
     adam = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return adam(trained, lr=1e-3, **flags)
+    return adam(trained, lr=1e-3, foreach=foreach, fused=fused)
 
 
 def train_and_measure(
@@ -272,7 +272,8 @@ def step_history(
     _train(model, optimizer, x, y, steps)
     with LiveBytes() as watch:
         optimizer.step()
-    return watch.history
+    history: list[int] = watch.history
+    return history
 
 
 def _train(
