@@ -16,8 +16,6 @@ COURSE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 MISSING := $(shell $(BIN)/python -c '' 2>/dev/null && \
   { test ! -e $(COURSE) || test "$$(cat $(COURSE))" = "$$(pwd -P)"; } || echo missing)
-# JupyterLab refuses to run as root unless told to; in containers there is often no other user.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The packages come from .venv alone, whatever this shell or a pip configuration says.
 unexport PYTHONPATH PYTHONHOME
@@ -34,7 +32,7 @@ install: $(COURSE) ## create .venv and install the course
 
 lab: $(COURSE) ## open the course in JupyterLab, in a copy of your own: my-work/
 	@$(BIN)/minidora start
-	$(BIN)/python -m jupyterlab $(AS_ROOT) --ServerApp.preferred_dir=my-work $(ARGS)
+	@$(BIN)/minidora lab --folder my-work $(ARGS)
 
 demo: $(COURSE) ## train, adapt with full fine-tuning, LoRA and DoRA, compare: under a minute
 	$(BIN)/minidora demo $(ARGS)

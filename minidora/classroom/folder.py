@@ -51,7 +51,7 @@ def start(folder: Path) -> tuple[list[Path], list[Path]]:
 def _course_files() -> Iterator[tuple[str, Path]]:
     """("notebooks/01_adam_memory.ipynb", its path in the course) of everything that is copied."""
     for folder in ("notebooks", "exercises"):
-        _require_course(folder)
+        require_course(folder)
         for path in sorted((ROOT / folder).iterdir()):
             if path.suffix in (".ipynb", ".md"):
                 yield f"{folder}/{path.name}", path
@@ -162,7 +162,7 @@ def select_one(what: str) -> tuple[Lesson, Exercise]:
 
 def reset_lesson(folder: Path, lesson: Lesson) -> Path | None:
     """Put the course's notebook in the place of the learner's, which goes to backups/: its path."""
-    _require_course("exercises")
+    require_course("exercises")
     notebook, _ = find_notebook(folder, lesson)
     name = f"exercises/{lesson.name}.ipynb"
     target = notebook.path if notebook else folder / name
@@ -220,7 +220,7 @@ def solution(lesson: Lesson, exercise: Exercise) -> str:
 
 def _course_cell(folder: str, lesson: Lesson, grade_id: str) -> dict[str, Any]:
     """A cell of the course's own notebook, as JSON."""
-    _require_course(folder)
+    require_course(folder)
     path = ROOT / folder / f"{lesson.name}.ipynb"
     cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
     ids = [cell["metadata"].get("nbgrader", {}).get("grade_id") for cell in cells]
@@ -242,7 +242,8 @@ def _is_the_courses(folder: Path) -> bool:
     return folder.resolve() in own
 
 
-def _require_course(name: str) -> None:
+def require_course(name: str) -> None:
+    """Refuse to go on without a folder that only the repository has."""
     if not (ROOT / name).is_dir():
         raise UserError(
             f"there is no {ROOT / name}: the course's notebooks are in its repository, so clone "

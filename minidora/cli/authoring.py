@@ -1,5 +1,6 @@
 """Commands for who writes lessons and exercises: the notebooks as files."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,16 @@ import typer
 from .common import path
 
 app = typer.Typer()
+
+
+class Difficulty(StrEnum):
+    """checks.exercise.POINTS, which cannot be read without torch."""
+
+    EASY = "easy"
+    MEDIUM = "medium"
+    HARD = "hard"
+
+
 notebooks_app = typer.Typer(help="Execute and check lessons, for authors.", no_args_is_help=True)
 app.add_typer(notebooks_app, name="notebooks")
 
@@ -120,3 +131,50 @@ def build(
 
 def _differs(file: Path, text: str) -> bool:
     return not file.exists() or file.read_bytes() != text.encode()
+
+
+exercise_app = typer.Typer(help="Add exercises, for authors.", no_args_is_help=True)
+app.add_typer(exercise_app, name="exercise")
+
+
+@exercise_app.callback()
+def exercise() -> None:
+    """Add exercises, for authors."""
+
+
+@exercise_app.command("new")
+def new_exercise(
+    number: Annotated[str, typer.Argument(help="Its number, 3.9 for example.")],
+    name: Annotated[str, typer.Argument(help="The function that the learner writes.")],
+    title: Annotated[str, typer.Option(help="The heading in the notebook.")] = "A title",
+    difficulty: Annotated[Difficulty, typer.Option(help="It decides the points.")] = (
+        Difficulty.EASY
+    ),
+    minutes: Annotated[int, typer.Option(help="For a learner.", min=1, max=600)] = 10,
+    teaches: Annotated[str, typer.Option(help="You learn ...")] = "what it teaches",
+    hint: Annotated[str, typer.Option(help="A question that leads on.")] = "Which question?",
+    shapes: Annotated[
+        str, typer.Option(help="Of what it takes and returns.")
+    ] = "(out, in) -> (out,)",
+    takes: Annotated[str, typer.Option(help="The names of its arguments.")] = "weight",
+) -> None:
+    """Draft an exercise in all its places.
+
+    It adds a check to minidora/checks/ and three cells to solutions/. docs/teaching.md shows what
+    an author then writes.
+    """
+    from minidora.classroom import draft
+    from minidora.classroom.files import typed, write_whole
+    from minidora.classroom.folder import ROOT, require_course
+
+    require_course("solutions")
+    exercise = draft.Draft(
+        number, name, title, difficulty.value, minutes, teaches, hint, shapes, takes
+    )
+    written = draft.new_exercise(ROOT, exercise)
+    for file, text in written.items():
+        write_whole(file, text)
+        typer.echo(f"{file.relative_to(ROOT)} has {number}, {name}")
+    notebook = max(written, key=lambda file: file.suffix == ".ipynb")
+    typer.echo("Write its oracle and mistakes, its task and its solution, where the draft says so.")
+    typer.echo(f"Then: {typed('notebooks execute')} {notebook.relative_to(ROOT)}; {typed('build')}")

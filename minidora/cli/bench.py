@@ -67,3 +67,20 @@ def layers(
     write_whole(data, json.dumps(report, indent=1) + "\n")
     write_figure(plots.bench_ratios(report), figure)
     typer.echo(f"written: {data} and {figure}")
+
+
+@app.command()
+def page(
+    folder: Annotated[
+        Path, typer.Option(parser=path, metavar="FOLDER", help="Where the JSON files are.")
+    ] = Path("benchmarks"),
+) -> None:
+    """Write FOLDER/README.md from its JSON files."""
+    from minidora.classroom.files import UserError, write_whole
+    from minidora.evidence import bench
+
+    reports = bench.load_reports(folder)
+    if not reports:
+        raise UserError(f"there is no *.json in {folder}: minidora bench layers makes one")
+    write_whole(folder / "README.md", bench.page(reports))
+    typer.echo(f"written: {folder / 'README.md'}")

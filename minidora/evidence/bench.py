@@ -365,3 +365,33 @@ def markdown_table(report: dict[str, Any]) -> str:
             f"| {features}, {tokens}, {rank} | {' | '.join(ratios)} | {held} | {peak} | {share} |"
         )
     return "\n".join(lines)
+
+
+def page(reports: dict[str, dict[str, Any]]) -> str:
+    """benchmarks/README.md: made of the reports by `minidora bench page`, and never edited."""
+    lines = [
+        "# What the layer costs",
+        "",
+        "`minidora bench page` makes this page from the JSON files beside it; "
+        "`minidora bench layers --output benchmarks`, with `--compiled` or without, makes those. "
+        "They also hold one-token times, the spread, and torchtune where it was installed.",
+        "",
+        "A training step, its time as a ratio to our LoRA's (the median of rounds that time all in "
+        "turn), and bytes in MiB: what is held between the forward and the backward pass, and the "
+        "peak. Bytes are counted before compiling. The last column is the norm's product as a "
+        "share of the two products with W that a step takes: where it is large, with few tokens or "
+        "a large rank, DoRA costs more than LoRA. Reading W once more for the norm comes on top.",
+    ]
+    for name, report in reports.items():
+        machine = report["machine"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            ", ".join(f"{key} {value}" for key, value in machine.items()) + ".",
+            "",
+            f"![Times as ratios to our LoRA's, {name}]({name}.png)",
+            "",
+            markdown_table(report),
+        ]
+    return "\n".join(lines) + "\n"

@@ -116,9 +116,12 @@ def test_reports_are_read_from_the_repository_wherever_one_is(
     assert bench.load_reports(tmp_path) == {"cuda-eager": report}
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.name)
-def test_the_readme_shows_the_committed_results(path: Path) -> None:
-    table = bench.markdown_table(json.loads(path.read_text()))
-    assert table in (ROOT / "README.md").read_text(), (
-        f"README.md is not up to date with {path.name}"
-    )
+def test_the_page_is_made_of_the_committed_reports(tmp_path: Path) -> None:
+    for path in REPORTS:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    result = CliRunner().invoke(app, ["bench", "page", "--folder", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    made = (tmp_path / "README.md").read_text()
+    assert made == (ROOT / "benchmarks" / "README.md").read_text(), "run: minidora bench page"
+    assert all(bench.markdown_table(json.loads(path.read_text())) in made for path in REPORTS)
+    assert CliRunner().invoke(app, ["bench", "page", "--folder", "nowhere"]).exit_code == 2

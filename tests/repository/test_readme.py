@@ -14,8 +14,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import websocket
 
-from minidora import doctor
+import minidora
+from minidora import checks, doctor, plots
+from minidora.evidence import bench
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,37 +99,39 @@ def test_minidora_start_and_status(installed, tmp_path):
 # ---- JupyterLab, started, asked over this machine's own address, stopped ----
 # Both ways make my-work/, which git ignores and which stays: another process may be using it.
 
+PATIENCE = 1800
+"""Seconds until something is taken to hang."""
+
 
 def probe_jupyter(command, folder):
-    """The folder that a started JupyterLab opens in, and the paths of some it shows."""
+    """The paths that a started JupyterLab shows, and what its terminal says to `minidora`."""
     (folder / "jupyter_server_config.json").write_text(
-        json.dumps({"ServerApp": {"open_browser": False, "allow_root": True}})
+        json.dumps({"ServerApp": {"open_browser": False}})
     )
     mine = {"JUPYTER_RUNTIME_DIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             shlex.split(command),
             cwd=ROOT,
-            env=CLEAN | mine,
+            env=CLEAN | mine | {"PATH": "/usr/local/bin:/usr/bin:/bin"},  # without .venv/bin
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (servers := list(folder.glob("jpserver-*.json"))):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.2)
         server = json.loads(servers[0].read_text())
+        address, key = f"127.0.0.1:{server['port']}", f"token {server['token']}"
 
         def ask(path, method="GET"):
             request = urllib.request.Request(
-                f"http://127.0.0.1:{server['port']}/{path}",
-                headers={"Authorization": f"token {server['token']}"},
-                method=method,
+                f"http://{address}/{path}", headers={"Authorization": key}, method=method
             )
-            return urllib.request.urlopen(request, timeout=60).read()
+            return urllib.request.urlopen(request, timeout=PATIENCE).read()
 
         while True:  # the file is written a little before the port answers
             try:
@@ -136,33 +141,49 @@ def probe_jupyter(command, folder):
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.2)
-        opened = re.search(r'"preferredPath": *"([^"]*)"', ask("lab").decode())[1]
         found = [
             entry["path"]
-            for path in ("notebooks", "my-work/notebooks", "my-work/exercises")
+            for path in ("", "notebooks", "exercises")
             for entry in json.loads(ask(f"api/contents/{path}"))["content"]
         ]
+        said = type_into_terminal(ask, address, key, "minidora --version; which python")
         ask("api/shutdown", "POST")
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert "pip install" not in (folder / "log").read_text()
-    return opened, found
+    log = (folder / "log").read_text()
+    assert "pip install" not in log
+    assert "preferred_dir" not in log
+    return found, said
 
 
-def test_make_lab(installed, tmp_path):
-    opened, found = probe_jupyter("make lab ARGS=--no-browser", tmp_path)
-    assert opened.strip("/") == "my-work"
-    assert "my-work/notebooks/01_adam_memory.ipynb" in found
-    assert "my-work/exercises/03_dora_decomposition.ipynb" in found
-
-
-def test_jupyter_lab(installed, tmp_path):
-    assert run(PIP_LINES[2], cwd=ROOT).returncode == 0
-    assert (
-        "my-work/exercises/03_dora_decomposition.ipynb" in probe_jupyter(PIP_LINES[3], tmp_path)[1]
+def type_into_terminal(ask, address, key, line):
+    """What a new terminal in JupyterLab answers to a line."""
+    name = json.loads(ask("api/terminals", "POST"))["name"]
+    connection = websocket.create_connection(
+        f"ws://{address}/terminals/websocket/{name}",
+        header={"Authorization": key},
+        timeout=PATIENCE,
     )
+    connection.send(json.dumps(["stdin", f"{line}; echo e''nd\r"]))
+    said = ""
+    while "end\r\n" not in said:
+        kind, *text = json.loads(connection.recv())
+        said += "".join(text) if kind == "stdout" else ""
+    connection.close()
+    return said
+
+
+@pytest.mark.parametrize("way", ["make", "by hand"])
+def test_jupyterlab_opens_the_copy_and_its_terminal_knows_the_command(installed, tmp_path, way):
+    assert run(PIP_LINES[2], cwd=ROOT).returncode == 0
+    line = "make lab ARGS=--no-browser" if way == "make" else PIP_LINES[3]
+    found, said = probe_jupyter(line, tmp_path)
+    assert {"notebooks/01_adam_memory.ipynb", "exercises/03_dora_decomposition.ipynb"} <= {*found}
+    assert "solutions" not in found
+    assert f"minidora {minidora.__version__}" in said
+    assert f"{ROOT}/.venv/bin/python" in said
 
 
 # ---- By hand, with pip ----
@@ -171,7 +192,7 @@ PIP_LINES = [
     "python3 -m venv .venv",
     ".venv/bin/pip install -e .",
     ".venv/bin/minidora start",
-    ".venv/bin/jupyter lab",
+    ".venv/bin/minidora lab",
 ]
 
 
@@ -193,11 +214,63 @@ def test_pip_lines(tmp_path):
     assert "doctor" in run(f"{tmp_path}/.venv/bin/minidora --help", cwd=tmp_path).stdout
 
 
-def test_python_example():
-    names = {}
-    exec(blocks("python")[0], names)
-    assert names["before"].accuracy < 60
-    assert names["after"].accuracy > 90
+def test_the_ten_lines(capsys):
+    [code] = blocks("python")
+    assert len(code.splitlines()) == 10
+    exec(code, {})
+    before, parameters, after = capsys.readouterr().out.splitlines()
+    before, after = (float(re.search(r"accuracy=([\d.]+)", line)[1]) for line in (before, after))
+    assert 30 < before < 60
+    assert after > 90
+    assert "trainable=2034, total=19260" in parameters
+
+
+# ---- What it states ----
+
+
+def test_the_picture_on_top_is_ours():
+    figure = plots.magnitude_direction(magnitude=1.4)
+    assert figure.get_suptitle()
+    first_screen = README[: README.index("make lab")]
+    assert "](docs/dora.png)" in first_screen
+    assert (ROOT / "docs/dora.png").read_bytes().startswith(b"\x89PNG")
+    assert "DoRA fine-tunes" in first_screen
+
+
+def test_hours_are_those_of_the_lessons_and_exercises():
+    lessons = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        lessons += int(re.search(r"(\d+) minutes", first)[1])
+    every = [exercise for lesson in checks.LESSONS.values() for exercise in lesson.exercises]
+    hours = re.search(
+        r"about (\d+) hours to read and try, their (\d+) exercises about (\d+)", README
+    )
+    assert int(hours[2]) == len(every)
+    assert abs(int(hours[1]) - lessons / 60) < 1
+    assert abs(int(hours[3]) - sum(exercise.minutes for exercise in every) / 60) < 1
+
+
+def test_rows_of_the_benchmark_are_those_of_the_reports():
+    def values(name, contender, of):
+        rows = bench.load_reports()[name]["results"]
+        return [of(r) for r in rows if (r["work"], r["contender"]) == ("training step", contender)]
+
+    def spread(name, contender):
+        ratios = values(name, contender, lambda row: row["ratio"][1])
+        return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+    def most(what, contender):
+        return f"{max(values('cpu-eager', contender, lambda row: row[what])) / 2**20:.1f}"
+
+    for start, cells in {
+        "| eager,": (spread("cpu-eager", "DoRA"), spread("cpu-eager", "PEFT DoRA")),
+        "| compiled,": (spread("cpu-compiled", "DoRA"), spread("cpu-compiled", "PEFT DoRA")),
+        "| MiB held": (most("held", "DoRA"), most("held", "PEFT DoRA")),
+        "| MiB at the peak": (most("peak", "DoRA"), most("peak", "PEFT DoRA")),
+    }.items():
+        [line] = [line for line in README.splitlines() if line.startswith(start)]
+        assert line.endswith(f"| {cells[0]} | {cells[1]} |"), (line, cells)
 
 
 def test_every_lesson_and_every_link_is_there():
