@@ -32,7 +32,6 @@ from minidora.checks.expect import (
 
 Function = Callable[..., Any]
 BY_HEART = "this is the answer to the example: compute it from the arguments"
-TINY = 1e-10
 _dice = random.Random(secrets.randbits(64))
 
 
@@ -78,10 +77,10 @@ class Oracle:
             to 20) will not do: called with its shape, or with nothing.
         grads: names of the arguments whose gradients are checked; by default all tensors, if the
             result is a tensor.
-        tiny: names of the arguments made of tiny rows; by default the first tensor.
+        tiny: names of the arguments that are scaled by tiny_scale; by default the first tensor.
         dtypes: "same" where the result has the dtype of the arguments, "any" where it may not.
         tolerance: relative, for plain numbers.
-        sizes: ranges for names in shapes, (lowest, highest); (2, 7) by default.
+        sizes: ranges for names in shapes, (lowest, highest); by default (2, 7), and 1 by itself.
     """
 
     oracle: Function
@@ -89,6 +88,7 @@ class Oracle:
     draw: dict[str, Function] = field(default_factory=dict)
     grads: tuple[str, ...] | None = None
     tiny: tuple[str, ...] | None = None
+    tiny_scale: float = 1e-10
     dtypes: str = "same"
     tolerance: float = 0.0
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -197,7 +197,9 @@ class Oracle:
     def tiny_rows(self) -> list[Any]:
         """Arguments of which those in `tiny` are very small."""
         args = zip(self.inputs, self.telling(), strict=True)
-        return [TINY * arg if slot.name in (self.tiny or ()) else arg for slot, arg in args]
+        return [
+            self.tiny_scale * arg if slot.name in (self.tiny or ()) else arg for slot, arg in args
+        ]
 
     # ---- What is right, and what usual mistakes give ----
 
@@ -258,10 +260,12 @@ class Oracle:
     def refuse_tensor(
         self, got: Any, want: Tensor, known: Any, slot: Slot, args: Sequence[Any]
     ) -> None:
+        dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()}
         if not slot.axes and isinstance(got, int | float) and not isinstance(got, bool):
             got = torch.tensor(float(got), dtype=torch.float64)
+        if not slot.axes and isinstance(got, Tensor) and dtypes == {torch.float32}:
+            got = got.float()  # one number may come as a float, which is float64
         expect(got, want, known, slot.name, slot.text)
-        dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()}
         if self.dtypes == "same" and dtypes == {torch.float64} and got.dtype != torch.float64:
             expect_dtype(got, torch.float64)
 

@@ -9,176 +9,157 @@ import torch
 from torch import Tensor
 
 from minidora.checks.exercise import Answer, Lesson, kind_of
-from minidora.checks.expect import (
-    Known,
-    expect,
-    expect_dtype_and_device,
-    expect_parts,
-    randn,
-    require,
-)
+from minidora.checks.expect import randn, require
+from minidora.checks.oracle import Wrong
+from minidora.checks.spec import spec
 
 lesson = Lesson(5, "05_why_it_works", closed=("minidora.geometry",))
-EXAMPLE = "this is the answer to the example: compute it from the arguments"
-SHAPES = ((5, 3), (2, 7), (4, 4))
 
 
-def _number(got: Any) -> Any:
-    """One number as a float32 tensor, whether it came as a tensor or as a float."""
-    if isinstance(got, int | float) and not isinstance(got, bool):
-        return torch.tensor(got, dtype=torch.float32)
-    return got.float() if isinstance(got, Tensor) and got.is_floating_point() else got
+def _lengths(matrix: Tensor) -> Tensor:
+    """The length of each row, by Python's own exact sums."""
+    return torch.tensor([math.hypot(*row) for row in matrix.tolist()], dtype=torch.float64)
+
+
+def _float64(number: float) -> Tensor:
+    return torch.tensor(number, dtype=torch.float64)
 
 
 def _value(got: Any) -> float:
     """Of an answer that is one number."""
-    number = _number(got)
-    one = isinstance(number, Tensor) and number.numel() == 1 and not number.is_complex()
+    one = isinstance(got, float) or (isinstance(got, Tensor) and got.numel() == 1)
     require(one, f"expected one number, got {kind_of(got)}")
-    return float(number)
-
-
-def _rows(matrix: Tensor) -> list[list[float]]:
-    return [[float(entry) for entry in row] for row in matrix.double().tolist()]
-
-
-def _lengths(matrix: Tensor) -> Tensor:
-    """The length of each row, by Python's own exact sums, in float64."""
-    return torch.tensor([math.hypot(*row) for row in _rows(matrix)], dtype=torch.float64)
+    return float(got)
 
 
 # ---- How weights move ----
 
 
-def _wrong_delta_magnitude(weight: Tensor, reference: Tensor) -> list[tuple[Tensor, str]]:
-    w, w0 = weight.double(), reference.double()
-    before = _lengths(w0)
-    moved = _lengths(w) - before
-    columns = (w.norm(dim=0) - w0.norm(dim=0)).abs().mean()
-    return [
-        (moved.mean(), "gains and losses cancel: take |m - m0| of each row before the mean"),
-        (moved.mean().abs(), "gains and losses cancel: take |m - m0| of each row before the mean"),
-        (
-            (w - w0).norm(dim=1).mean(),
-            "this is how long W - W0 is: compare the length of a row with what it was",
-        ),
-        (columns, "one norm per input (dim=0): there is one magnitude per output neuron"),
-        (moved.abs(), "one number per row: take their mean"),
-        (moved, "one number per row: take the mean of their absolute values"),
-        (moved.abs().sum(), "this is the sum: take the mean over the rows"),
-        (
-            moved.abs().sum() / w.shape[1],
-            "divided by the wrong number: k counts the rows, one per output",
-        ),
-        ((w.norm() - w0.norm()).abs(), "one norm for the whole matrix: there is one per row"),
-        (moved.square().mean(), "these are squares: equation 3 has absolute values"),
-        (moved.square().mean().sqrt(), "the root of mean squares: equation 3 has |m - m0|"),
-        ((moved.abs() / before).mean(), "a relative change: equation 3 does not divide by m0"),
-        (moved.abs().amax(), "the largest change: take the mean"),
-        ((w - w0).abs().mean(), "the mean change of an entry: compare lengths of rows"),
-    ]
-
-
-@lesson.exercise(
+@spec(
+    lesson,
     "5.1",
     title="Change in magnitude",
     difficulty="easy",
     minutes=5,
     teaches="what the paper's Delta M measures, and that it cannot say whether rows grew",
     hint="One row grows by 5, another shrinks by 8. By how much did a row change, on average?",
+    shapes="(out, in), (out, in) -> ()",
+    grads=(),
+    tiny=("weight", "reference"),
 )
-def delta_magnitude(answer: Answer) -> None:
-    def check(weight: Tensor, reference: Tensor, known: Known = ()) -> None:
-        want = (_lengths(weight) - _lengths(reference)).abs().mean()
-        got = _number(answer(weight, reference))
-        expect(got, want, [*_wrong_delta_magnitude(weight, reference), *known], shape="()")
+def delta_magnitude(weight: Tensor, reference: Tensor) -> Tensor:
+    return (_lengths(weight) - _lengths(reference)).abs().mean()
 
-    answer.case("by hand")
-    check(
-        torch.tensor([[6.0, 8.0], [3.0, 4.0], [10.0, 0.0]]),
-        torch.tensor([[3.0, 4.0], [5.0, 12.0], [0.0, 5.0]]),
+
+def _wrong_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
+    before = _lengths(w0)
+    moved = _lengths(w) - before
+    cancel = "gains and losses cancel: take |m - m0| of each row before the mean"
+    yield cancel, moved.mean().abs()
+    yield cancel, moved.mean() if moved.mean() < 0 else None
+    yield (
+        "this is how long W - W0 is: compare the length of a row with what it was",
+        (w - w0).norm(dim=1).mean(),
     )
-    answer.case("random weights")
-    for shape in SHAPES:
-        weight, reference = randn(*shape), randn(*shape)
-        weight[0], weight[1] = 3 * reference[0], 0.2 * reference[1]  # one grows, one shrinks
-        check(weight, reference, [(torch.tensor(6.0), EXAMPLE)])
+    yield (
+        "one norm per input (dim=0): there is one magnitude per output neuron",
+        (w.norm(dim=0) - w0.norm(dim=0)).abs().mean(),
+    )
+    yield "one number per row: take their mean", moved.abs()
+    yield "one number per row: take the mean of their absolute values", moved
+    yield "this is the sum: take the mean over the rows", moved.abs().sum()
+    yield (
+        "divided by the wrong number: k counts the rows, one per output",
+        moved.abs().sum() / w.shape[1],
+    )
+    yield "one norm for the whole matrix: there is one per row", (w.norm() - w0.norm()).abs()
+    yield "these are squares: equation 3 has absolute values", moved.square().mean()
+    yield "the root of mean squares: equation 3 has |m - m0|", moved.square().mean().sqrt()
+    yield "a relative change: equation 3 does not divide by m0", (moved.abs() / before).mean()
+    yield "the largest change: take the mean", moved.abs().amax()
+    yield "the mean change of an entry: compare lengths of rows", (w - w0).abs().mean()
+
+
+delta_magnitude.example([[6, 8], [3, 4], [10, 0]], [[3, 4], [5, 12], [0, 5]], gives=6)
+delta_magnitude.mistakes_of(_wrong_magnitudes)
+
+
+@delta_magnitude.also
+def _not_moved(answer: Answer) -> None:
     answer.case("not moved")
-    reference = randn(4, 3)
-    check(reference.clone(), reference)
-    expect_dtype_and_device(answer, randn(4, 3), reference)
+    weight = randn(4, 3)
+    require(_value(answer(weight, weight.clone())) == 0, "not 0 for a weight that did not move")
 
 
 def _delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
     """Mean of 1 - cos as half the squared distance of the unit rows: exact for tiny changes too."""
     total = []
-    for row, row0 in zip(_rows(weight), _rows(reference), strict=True):
+    for row, row0 in zip(weight.tolist(), reference.tolist(), strict=True):
         long, long0 = math.hypot(*row), math.hypot(*row0)
         total.append(math.dist([a / long for a in row], [b / long0 for b in row0]) ** 2 / 2)
-    return torch.tensor(math.fsum(total) / len(total), dtype=torch.float64)
+    return _float64(math.fsum(total) / len(total))
 
 
-def _wrong_delta_direction(weight: Tensor, reference: Tensor) -> list[tuple[Tensor, str]]:
-    w, w0 = weight.double(), reference.double()
-    u, u0 = w / _lengths(w)[:, None], w0 / _lengths(w0)[:, None]
-    cos = (u * u0).sum(1)
-    columns = ((w / w.norm(dim=0)) * (w0 / w0.norm(dim=0))).sum(0)
-    change = w - w0
-    towards = (change * u0).sum(1) / _lengths(change)
-    return [
-        (cos.mean(), "this is the mean cosine, 1 for what did not move: take 1 - cos"),
-        (
-            1 - columns.mean(),
-            "cosines of the columns (dim=0): there is one direction per output neuron",
-        ),
-        (
-            1 - (w * w0).sum() / (w.norm() * w0.norm()),
-            "one cosine for the whole matrix: row by row",
-        ),
-        (1 - cos, "one number per row: take their mean"),
-        ((1 - cos).sum(), "this is the sum: take the mean over the rows"),
-        (
-            (1 - cos).sum() / w.shape[1],
-            "divided by the wrong number: k counts the rows, one per output",
-        ),
-        (1 - cos.abs().mean(), "|cos| takes a reversed row for one that did not move: keep signs"),
-        (1 - cos.square().mean(), "cos is squared: equation 4 has 1 - cos"),
-        (1 - (w * w0).sum(1).mean(), "the products are not divided by both lengths"),
-        (1 - (w * u0).sum(1).mean(), "divided by the lengths in W0 alone: divide by W's too"),
-        (1 - (u * w0).sum(1).mean(), "divided by the lengths in W alone: divide by W0's too"),
-        (cos.clamp(-1, 1).acos().mean(), "this is the angle: equation 4 has 1 - cos"),
-        ((u - u0).norm(dim=1).mean(), "this is the distance of the directions: 1 - cos is wanted"),
-        (
-            1 - towards.mean(),
-            "the cosine of W - W0 and W0: compare the direction of W with that of W0",
-        ),
-    ]
-
-
-@lesson.exercise(
+@spec(
+    lesson,
     "5.2",
     title="Change in direction",
     difficulty="easy",
     minutes=10,
     teaches="what the paper's Delta D measures, and that float32 loses a small angle",
     hint="What must a product of two rows be divided by, and how near to 1 may the result be?",
+    shapes="(out, in), (out, in) -> ()",
+    grads=(),
+    tiny=("weight", "reference"),
+    tiny_scale=1e-7,  # torch.cosine_similarity stops at 1e-8, and is right
+    half=False,
 )
-def delta_direction(answer: Answer) -> None:
-    def check(weight: Tensor, reference: Tensor, known: Known = ()) -> None:
-        want = _delta_direction(weight, reference)
-        got = _number(answer(weight, reference))
-        expect(got, want, [*_wrong_delta_direction(weight, reference), *known], shape="()")
+def delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
+    return _delta_direction(weight, reference)
 
-    answer.case("by hand")
-    check(
-        torch.tensor([[0.0, 5.0], [4.0, 3.0], [-4.0, 3.0]]),
-        torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]]),
+
+def _wrong_directions(w: Tensor, w0: Tensor) -> Wrong:
+    u, u0 = w / _lengths(w)[:, None], w0 / _lengths(w0)[:, None]
+    cos = (u * u0).sum(1)
+    columns = ((w / w.norm(dim=0)) * (w0 / w0.norm(dim=0))).sum(0)
+    towards = ((w - w0) * u0).sum(1) / _lengths(w - w0)
+    yield "this is the mean cosine, 1 for what did not move: take 1 - cos", cos.mean()
+    yield (
+        "cosines of the columns (dim=0): there is one direction per output neuron",
+        1 - columns.mean(),
     )
-    answer.case("random weights")
-    for shape in SHAPES:
-        weight, reference = randn(*shape), randn(*shape)
-        weight[0] = -2 * reference[0]  # turned round
-        check(weight, reference, [(torch.tensor(0.8), EXAMPLE)])
+    yield (
+        "one cosine for the whole matrix: row by row",
+        1 - (w * w0).sum() / (w.norm() * w0.norm()),
+    )
+    yield "one number per row: take their mean", 1 - cos
+    yield "this is the sum: take the mean over the rows", (1 - cos).sum()
+    yield (
+        "divided by the wrong number: k counts the rows, one per output",
+        (1 - cos).sum() / w.shape[1],
+    )
+    yield (
+        "|cos| takes a reversed row for one that did not move: keep signs",
+        1 - cos.abs().mean(),
+    )
+    yield "cos is squared: equation 4 has 1 - cos", 1 - cos.square().mean()
+    yield "the products are not divided by both lengths", 1 - (w * w0).sum(1).mean()
+    yield "divided by the lengths in W0 alone: divide by W's too", 1 - (w * u0).sum(1).mean()
+    yield "divided by the lengths in W alone: divide by W0's too", 1 - (u * w0).sum(1).mean()
+    yield "this is the angle: equation 4 has 1 - cos", cos.clamp(-1, 1).acos().mean()
+    yield "this is the distance of the directions: 1 - cos is wanted", _lengths(u - u0).mean()
+    yield (
+        "the cosine of W - W0 and W0: compare the direction of W with that of W0",
+        1 - towards.mean(),
+    )
+
+
+delta_direction.example([[0, 5], [4, 3], [-4, 3]], [[3, 4], [0, 2], [1, 0]], gives=0.8)
+delta_direction.mistakes_of(_wrong_directions)
+
+
+@delta_direction.also
+def _small_change(answer: Answer) -> None:
     answer.case("a small change")
     for _ in range(3):
         reference = randn(8, 16)
@@ -189,10 +170,31 @@ def delta_direction(answer: Answer) -> None:
             f"expected {want:.3e}, got {got:.3e}: a float32 near 1 has steps of 6e-8, "
             "so compute the cosine in float64, with nothing added to it",
         )
-    expect_dtype_and_device(answer, randn(4, 3), randn(4, 3))
 
 
 # ---- What goes with what ----
+
+
+@spec(
+    lesson,
+    "5.3",
+    title="Pearson's correlation",
+    difficulty="medium",
+    minutes=10,
+    teaches="what a correlation measures, and that units and slope are no part of it",
+    hint="If y is measured in other units, or from another zero, which parts of r may change?",
+    shapes="(n,), (n,) -> ()",
+    sizes={"n": (4, 12)},
+    draw={
+        "x": lambda n: 2 + randn(n, dtype=torch.float64),
+        "y": lambda n: 3 + 5 * randn(n, dtype=torch.float64),
+    },
+    grads=(),
+    tiny_scale=1e-6,
+    half=False,
+)
+def pearson(x: Tensor, y: Tensor) -> Tensor:
+    return _float64(statistics.correlation(x.tolist(), y.tolist()))
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -200,74 +202,76 @@ def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return statistics.correlation(*ranks)
 
 
-def _wrong_pearson(x: Tensor, y: Tensor) -> list[tuple[Tensor, str]]:
+def _wrong_correlations(x: Tensor, y: Tensor) -> Wrong:
     r = statistics.correlation(x.tolist(), y.tolist())
-    n, covariance = len(x), statistics.covariance(x.tolist(), y.tolist())  # divided by n - 1
-    x, y = x.double(), y.double()
+    n, cov = len(x), statistics.covariance(x.tolist(), y.tolist())  # divided by n - 1
     xx, yy = float(x.var()), float(y.var())
-    raw = float((x * y).sum() / (x.norm() * y.norm()))
-    half = float(((x - x.mean()) * y).sum() / ((x - x.mean()).norm() * y.norm()))
-    other_half = float((x * (y - y.mean())).sum() / (x.norm() * (y - y.mean()).norm()))
-    wrong: list[tuple[float, str]] = [
-        (r * (n - 1) / n, "divided by n and by n - 1: .mean() has n, .std() has n - 1, take one"),
-        (r * n / (n - 1), "divided by n and by n - 1: the covariance and both spreads take one"),
-        (covariance, "this is the covariance: divide it by both standard deviations"),
-        (covariance * (n - 1) / n, "this is the covariance: divide by both standard deviations"),
-        (covariance * (n - 1), "this is the sum of products: divide it by both spreads"),
-        (r * r, "this is r squared: r has a sign"),
-        (abs(r), "the sign is lost: r is negative where y falls as x grows"),
-        (-r, "the sign is the wrong way round"),
-        (_spearman(x.tolist(), y.tolist()), "this is Spearman's correlation, of ranks: use values"),
-        (raw, "the means are not subtracted"),
-        (half, "the mean of y is not subtracted below the line"),
-        (other_half, "the mean of x is not subtracted below the line"),
-        (covariance / xx, "this is the slope of y over x: divide by both standard deviations"),
-        (covariance / yy, "this is the slope of x over y: divide by both standard deviations"),
-        (covariance / (xx * yy), "divided by both variances: divide by standard deviations"),
-        (covariance / (xx * yy) / (n - 1), "the root is missing below the line"),
-    ]
-    table = torch.tensor([[1, r], [r, 1]], dtype=torch.float64)
-    return [
-        (table, "this is the table of all correlations: return the one of x and y"),
-        *((torch.tensor(value, dtype=torch.float64), message) for value, message in wrong),
-    ]
+    dx, dy = x - x.mean(), y - y.mean()
+    mixed = "divided by n and by n - 1: "
+    yield mixed + ".mean() has n, .std() has n - 1, take one", _float64(r * (n - 1) / n)
+    yield mixed + "the covariance and both spreads take one", _float64(r * n / (n - 1))
+    covariance = "this is the covariance: divide it by both standard deviations"
+    yield covariance, _float64(cov)
+    yield covariance, _float64(cov * (n - 1) / n)
+    yield (
+        "this is the sum of products: divide it by both spreads",
+        _float64(cov * (n - 1)),
+    )
+    yield "this is r squared: r has a sign", _float64(r * r)
+    yield (
+        "the sign is lost: r is negative where y falls as x grows",
+        _float64(-r) if r < 0 else None,
+    )
+    yield "the sign is the wrong way round", _float64(-r) if r > 0 else None
+    yield (
+        "this is Spearman's correlation, of ranks: use values",
+        _float64(_spearman(x.tolist(), y.tolist())),
+    )
+    yield "the means are not subtracted", (x * y).sum() / (x.norm() * y.norm())
+    yield "the mean of y is not subtracted below the line", (dx * y).sum() / (dx.norm() * y.norm())
+    yield "the mean of x is not subtracted below the line", (x * dy).sum() / (x.norm() * dy.norm())
+    yield (
+        "this is the slope of y over x: divide by both standard deviations",
+        _float64(cov / xx),
+    )
+    yield (
+        "this is the slope of x over y: divide by both standard deviations",
+        _float64(cov / yy),
+    )
+    yield (
+        "divided by both variances: divide by standard deviations",
+        _float64(cov / (xx * yy)),
+    )
+    yield "the root is missing below the line", _float64(cov / (xx * yy) / (n - 1))
+    yield (
+        "this is the table of all correlations: return the one of x and y",
+        torch.tensor([[1, r], [r, 1]], dtype=torch.float64),
+    )
 
 
-@lesson.exercise(
-    "5.3",
-    title="Pearson's correlation",
-    difficulty="medium",
-    minutes=10,
-    teaches="what a correlation measures, and that units and slope are no part of it",
-    hint="If y is measured in other units, or from another zero, which parts of r may change?",
-)
-def pearson(answer: Answer) -> None:
-    def correlation(x: Tensor, y: Tensor) -> Tensor:
-        r = statistics.correlation(x.tolist(), y.tolist())
-        return torch.tensor(r, dtype=torch.float64)
+pearson.example([1, 4, 7, 8], [14, 16, 8, 2], gives=-5 / 6)
+pearson.mistakes_of(_wrong_correlations)
 
-    answer.case("by hand")
-    x, y = torch.tensor([1.0, 4.0, 7.0, 8.0]), torch.tensor([14.0, 16.0, 8.0, 2.0])
-    expect(_number(answer(x, y)), torch.tensor(-5 / 6), _wrong_pearson(x, y), shape="()")
-    answer.case("random points")
-    for n, slope, scale in ((8, 1.0, 1.0), (20, -1.0, 1e-3), (5, -2.0, 30.0), (12, 0.8, 5.0)):
-        x = randn(n) + 2
-        y = scale * (slope * x + 0.5 * randn(n) + 3)
-        x = min(scale, 1.0) * x
-        known = [*_wrong_pearson(x, y), (torch.tensor(-5 / 6), EXAMPLE)]
-        expect(_number(answer(x, y)), correlation(x, y), known, shape="()")
+
+@pearson.also
+def _units_and_zero(answer: Answer) -> None:
+    answer.case("other units")
+    for scale in (1e-3, 1e3):
+        x, y = randn(8), randn(8)
+        want = statistics.correlation(x.tolist(), y.tolist())
+        got = _value(answer(scale * x, y))
+        require(abs(got - want) < 1e-4, f"expected {want:.4f} in any unit of x, got {got:.4f}")
     answer.case("far from zero")
     for sign in (1, -1):
         x = randn(30)
         y = sign * x + 0.5 * randn(30) + 3000
         x = x - 2000
-        got, want = _value(answer(x, y)), float(correlation(x, y))
+        got, want = _value(answer(x, y)), statistics.correlation(x.tolist(), y.tolist())
         require(
             abs(got - want) < 1e-3,
             f"expected {want:.4f}, got {got:.4f}: large sums cancel, "
             "so subtract the means before you multiply",
         )
-    expect_dtype_and_device(answer, randn(6), randn(6))
 
 
 DRAWS = 300
@@ -366,150 +370,147 @@ def draw_clusters(answer: Answer) -> None:
 # ---- What moves them ----
 
 
-def _through(
-    gradient: Tensor, v: Tensor, magnitude: Tensor, detached: bool
-) -> tuple[Tensor, Tensor]:
-    """Autograd's gradients of V and of the magnitude, in float64, from that of W'."""
-    v, magnitude = (part.double().requires_grad_() for part in (v, magnitude))
+def _through(gradient: Tensor, v: Tensor, m: Tensor, detached: bool) -> tuple[Tensor, Tensor]:
+    """Autograd's gradients of V' and of the magnitude, from that of W'."""
+    v, m = v.clone().requires_grad_(), m.clone().requires_grad_()
     norm = v.norm(dim=1, keepdim=True)
-    weight = magnitude[:, None] / (norm.detach() if detached else norm) * v
-    to_v, to_magnitude = torch.autograd.grad((weight * gradient.double()).sum(), (v, magnitude))
-    return to_v, to_magnitude
+    weight = m[:, None] / (norm.detach() if detached else norm) * v
+    to_v, to_m = torch.autograd.grad((weight * gradient).sum(), (v, m))
+    return to_v, to_m
 
 
-def _wrong_magnitude_gradient(gradient: Tensor, v: Tensor) -> list[tuple[Tensor, str]]:
-    g, v = gradient.double(), v.double()
-    norm, dot = _lengths(v), (g * v).sum(1)
-    length = _lengths(g)
-    return [
-        (dot, "not divided by the length of the row of V'"),
-        (dot / norm**2, "divided by the squared length: divide by the length"),
-        (dot / (norm * length), "this is the cosine of equation 8: do not divide by ||gradient||"),
-        (dot / length, "divided by ||gradient||: divide by ||V'||"),
-        (dot.abs() / norm, "the sign is lost: a magnitude may have to grow or to shrink"),
-        (-dot / norm, "the sign is wrong: this is the step downhill, not the gradient"),
-        (
-            (g * v).sum(0) / v.norm(dim=0),
-            "summed over the outputs (dim=0): there is one magnitude per output neuron",
-        ),
-        (dot.sum() / v.norm(), "one number for the whole matrix: there is one per row"),
-        (dot / v.norm(), "divided by the norm of the whole matrix: row by row"),
-        (g @ v.T / norm, "a matrix product pairs each row with all rows: multiply row by row"),
-        (
-            g @ v.T / norm[:, None],
-            "a matrix product pairs each row with all rows: multiply row by row",
-        ),
-        (length, "this is how long the gradient is: only its part along V' counts"),
-        (g * v / norm[:, None], "products of entries: add them up along each row"),
-        ((dot / norm)[:, None], "the shape is (out, 1): leave out keepdim"),
-        (
-            (dot / norm**2)[:, None] * v,
-            "this is the part of the gradient along V': return its length, with its sign",
-        ),
-    ]
-
-
-@lesson.exercise(
+@spec(
+    lesson,
     "5.5",
     title="The gradient of the magnitude",
     difficulty="medium",
     minutes=10,
     teaches="that a magnitude sees only the part of the gradient along its row (equation 7)",
     hint="W' = magnitude * V' / ||V'||. If one magnitude grows by 1, by what does its row change?",
+    shapes="(out, in), (out, in) -> (out,)",
+    grads=(),
+    tiny=("v",),
+    tiny_scale=1e-7,  # torch.cosine_similarity stops at 1e-8, and is right
 )
-def magnitude_gradient(answer: Answer) -> None:
-    def check(gradient: Tensor, v: Tensor, known: Known = ()) -> None:
-        _, want = _through(gradient, v, randn(len(v)), detached=True)
-        got = answer(gradient, v)
-        expect(got, want, [*_wrong_magnitude_gradient(gradient, v), *known], shape="(out,)")
+def magnitude_gradient(gradient: Tensor, v: Tensor) -> Tensor:
+    return _through(gradient, v, torch.ones(len(v), dtype=torch.float64), detached=True)[1]
 
-    answer.case("by hand")
-    check(
-        torch.tensor([[5.0, 0.0, 7.0], [1.0, -13.0, 0.0]]),
-        torch.tensor([[3.0, 4.0, 0.0], [0.0, 5.0, 12.0]]),
+
+def _wrong_magnitude_gradients(g: Tensor, v: Tensor) -> Wrong:
+    norm, dot, length = _lengths(v), (g * v).sum(1), _lengths(g)
+    pairs = "a matrix product pairs each row with all rows: multiply row by row"
+    yield "not divided by the length of the row of V'", dot
+    yield "divided by the squared length: divide by the length", dot / norm**2
+    yield (
+        "this is the cosine of equation 8: do not divide by ||gradient||",
+        dot / (norm * length),
     )
-    answer.case("random gradients")
-    for shape in SHAPES:
-        check(randn(*shape), randn(*shape), [(torch.tensor([3.0, -5.0]), EXAMPLE)])
-    expect_dtype_and_device(answer, randn(5, 3), randn(5, 3))
+    yield "divided by ||gradient||: divide by ||V'||", dot / length
+    yield "the sign is lost: a magnitude may have to grow or to shrink", dot.abs() / norm
+    yield "the sign is wrong: this is the step downhill, not the gradient", -dot / norm
+    yield (
+        "summed over the outputs (dim=0): there is one magnitude per output neuron",
+        (g * v).sum(0) / v.norm(dim=0),
+    )
+    yield "one number for the whole matrix: there is one per row", dot.sum() / v.norm()
+    yield "divided by the norm of the whole matrix: row by row", dot / v.norm()
+    yield pairs, g @ v.T / norm
+    yield pairs, g @ v.T / norm[:, None]
+    yield "this is how long the gradient is: only its part along V' counts", length
+    yield "products of entries: add them up along each row", g * v / norm[:, None]
+    yield "the shape is (out, 1): leave out keepdim", (dot / norm)[:, None]
+    yield (
+        "this is the part of the gradient along V': return its length, with its sign",
+        (dot / norm**2)[:, None] * v,
+    )
 
 
-def _wrong_full(gradient: Tensor, v: Tensor, magnitude: Tensor) -> list[tuple[Tensor, str]]:
-    g, v, m = gradient.double(), v.double(), magnitude.double()[:, None]
-    norm, dot = _lengths(v)[:, None], (g * v).sum(1, keepdim=True)
-    f, along = m / norm, dot / norm**2 * v
-    whole = v.norm()
-    matrix = "V'V'^T is read as a matrix product: equation 6 speaks of one row, v v^T"
-    return [
-        (f * g, "nothing is removed: this is equation 11"),
-        (f * along, "the other way round: return full, removed"),
-        (f.abs() * (g - along), "the magnitude has lost its sign: a trained one may be negative"),
-        (g - along, "the factor magnitude / ||V'|| is missing"),
-        (m * (g - along), "not divided by ||V'||: the factor is magnitude / ||V'||"),
-        ((g - along) / norm, "the magnitude is missing: the factor is magnitude / ||V'||"),
-        (g - f * along, "the factor magnitude / ||V'|| is for all of it, gradient too"),
-        (f * g - along, "the factor magnitude / ||V'|| is for all of it, what goes too"),
-        (f * (g - dot * v), "the part along V' is not divided by ||V'||^2"),
-        (f * (g - dot / norm * v), "the part along V' is divided by ||V'||, not ||V'||^2"),
-        (f * (g + along), "the part along V' is added: it is what the full gradient lacks"),
-        (f * (g - v @ v.T @ g / norm**2), matrix),
-        (f * (g - v @ v.T @ g / whole**2), matrix),
-        (m / whole * (g - v @ v.T @ g / whole**2), matrix),
-        (f * (g - (g @ v.T / norm**2) @ v), "gradient V'^T pairs each row with all: row by row"),
-        (f * (g - dot.sum() / whole**2 * v), "all rows are projected as one: row by row"),
-        (
-            f * (g - (g * v).sum(0) / v.norm(dim=0) ** 2 * v),
-            "projected column by column (dim=0): there is one norm per row",
-        ),
-        (
-            f * (g - dot / g.square().sum(1, keepdim=True) * g),
-            "projected on the gradient: what goes is along V'",
-        ),
-    ]
+magnitude_gradient.example([[5, 0, 7], [1, -13, 0]], [[3, 4, 0], [0, 5, 12]], gives=[3, -5])
+magnitude_gradient.mistakes_of(_wrong_magnitude_gradients)
 
 
-@lesson.exercise(
+def _signed(out: int) -> Tensor:
+    """Magnitudes; the first is negative: nothing keeps training from it."""
+    magnitude = randn(out, dtype=torch.float64).abs() + 0.5
+    magnitude[0] *= -1
+    return magnitude
+
+
+@spec(
+    lesson,
     "5.6",
     title="What the full gradient removes",
     difficulty="hard",
     minutes=20,
     teaches="that equation 6 is meant row by row, and what a detached norm keeps (equation 11)",
     hint="A longer row of V' gives the same W'. So which part of the gradient can have no effect?",
+    shapes="(out, in), (out, in), (out,) -> full (out, in), removed (out, in)",
+    draw={"magnitude": _signed},
+    sizes={"in": (2, 7)},  # with one input the full gradient is 0, up to rounding
+    grads=(),
+    tiny=("v",),
 )
-def split_gradient(answer: Answer) -> None:
-    def check(gradient: Tensor, v: Tensor, magnitude: Tensor, known: Known = ()) -> None:
-        want, _ = _through(gradient, v, magnitude, detached=False)
-        want_removed = _through(gradient, v, magnitude, detached=True)[0] - want
-        parts = expect_parts(answer(gradient, v, magnitude), ("full", "removed"))
-        full, removed = parts
-        known = [*_wrong_full(gradient, v, magnitude), *known]
-        expect(full, want, known, "full", "(out, in)")
-        f = (magnitude.double() / _lengths(v))[:, None]
-        known = [
-            (want, "this is the full gradient again: return what it lacks"),
-            (-want_removed, "the sign is wrong: full + removed is equation 11"),
-            (
-                want_removed / f,
-                "the factor magnitude / ||V'|| is missing: full + removed is eq. 11",
-            ),
-            (f * gradient.double(), "this is all of equation 11: full + removed should be that"),
-            (
-                (want_removed / _lengths(v)[:, None] * v.double()).sum(1),
-                "one number per row: return the part of the gradient, (out, in)",
-            ),
-        ]
-        expect(removed, want_removed, known, "removed", "(out, in)")
+def split_gradient(gradient: Tensor, v: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    full, _ = _through(gradient, v, magnitude, detached=False)
+    return full, _through(gradient, v, magnitude, detached=True)[0] - full
 
-    answer.case("by hand")
-    check(
-        torch.tensor([[5.0, 0.0, 1.0], [4.0, 0.0, 6.0]]),
-        torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]),
-        torch.tensor([10.0, 1.0]),
+
+def _wrong_full(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
+    m, norm, dot, whole = (
+        magnitude[:, None],
+        _lengths(v)[:, None],
+        (g * v).sum(1)[:, None],
+        v.norm(),
     )
-    answer.case("random gradients")
-    by_heart = torch.tensor([[6.4, -4.8, 2.0], [2.0, 0.0, 0.0]])
-    for shape in SHAPES:
-        magnitude = randn(shape[0]).abs() + 0.5
-        magnitude[0] *= -1  # nothing keeps training from it
-        check(randn(*shape), randn(*shape), magnitude, [(by_heart, EXAMPLE)])
-    expect_dtype_and_device(answer, randn(5, 3), randn(5, 3), randn(5).abs() + 0.5)
+    f, along = m / norm, dot / norm**2 * v
+    matrix = "V'V'^T is read as a matrix product: equation 6 speaks of one row, v v^T"
+    yield "nothing is removed: this is equation 11", f * g
+    yield "the other way round: return full, removed", f * along
+    yield (
+        "the magnitude has lost its sign: a trained one may be negative",
+        f.abs() * (g - along),
+    )
+    yield "the factor magnitude / ||V'|| is missing", g - along
+    yield "not divided by ||V'||: the factor is magnitude / ||V'||", m * (g - along)
+    yield "the magnitude is missing: the factor is magnitude / ||V'||", (g - along) / norm
+    yield "the factor magnitude / ||V'|| is for all of it, gradient too", g - f * along
+    yield "the factor magnitude / ||V'|| is for all of it, what goes too", f * g - along
+    yield "the part along V' is not divided by ||V'||^2", f * (g - dot * v)
+    yield "the part along V' is divided by ||V'||, not ||V'||^2", f * (g - dot / norm * v)
+    yield "the part along V' is added: it is what the full gradient lacks", f * (g + along)
+    yield matrix, f * (g - v @ v.T @ g / norm**2)
+    yield matrix, f * (g - v @ v.T @ g / whole**2)
+    yield matrix, m / whole * (g - v @ v.T @ g / whole**2)
+    yield "gradient V'^T pairs each row with all: row by row", f * (g - (g @ v.T / norm**2) @ v)
+    yield "all rows are projected as one: row by row", f * (g - dot.sum() / whole**2 * v)
+    yield (
+        "projected column by column (dim=0): there is one norm per row",
+        f * (g - (g * v).sum(0) / v.norm(dim=0) ** 2 * v),
+    )
+    yield (
+        "projected on the gradient: what goes is along V'",
+        f * (g - dot / g.square().sum(1, keepdim=True) * g),
+    )
+
+
+def _wrong_removed(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
+    norm, dot = _lengths(v)[:, None], (g * v).sum(1)[:, None]
+    f, along = magnitude[:, None] / norm, dot / norm**2 * v
+    yield "this is the full gradient again: return what it lacks", f * (g - along)
+    yield "the sign is wrong: full + removed is equation 11", -f * along
+    yield "the factor magnitude / ||V'|| is missing: full + removed is eq. 11", along
+    yield "this is all of equation 11: full + removed should be that", f * g
+    yield (
+        "one number per row: return the part of the gradient, (out, in)",
+        (f * dot / norm)[:, 0],
+    )
+
+
+split_gradient.example(
+    [[5, 0, 1], [4, 0, 6]],
+    [[3, 4, 0], [0, 0, 2]],
+    [10, 1],
+    gives=([[6.4, -4.8, 2], [2, 0, 0]], [[3.6, 4.8, 0], [0, 0, 3]]),
+)
+split_gradient.mistakes_of(_wrong_full, part="full")
+split_gradient.mistakes_of(_wrong_removed, part="removed")

@@ -195,6 +195,8 @@ def hooked(solution: Function, exercise: Spec) -> Function:
 handles: list[Any] = []
 HAS_TENSORS = [e for e in SPECS if any(slot.axes is not None for slot in e.inputs)]
 SAME = [e for e in HAS_TENSORS if e.dtypes == "same"]
+ARRAYS = [e for e in SAME if all(slot.axes for slot in e.outputs)]  # a number may be on the CPU
+MATRICES = [e for e in SPECS if any(len(slot.axes or ()) > 1 for slot in e.inputs)]
 DIFFERENTIABLE = [e for e in SPECS if e.grads]
 GENERIC: list[tuple[Function, list[Spec], str]] = [
     (printed, SPECS, "got None"),
@@ -203,11 +205,11 @@ GENERIC: list[tuple[Function, list[Spec], str]] = [
     (always_float32, SAME, "float32"),
     (float32_inside, SAME, "computed in float32"),
     (in_place, HAS_TENSORS, "it changes the caller's"),
-    (on_the_cpu, SAME, "works on a CPU only"),
-    (through_numpy, SAME, "works on a CPU only"),
+    (on_the_cpu, ARRAYS, "works on a CPU only"),
+    (through_numpy, ARRAYS, "works on a CPU only"),
     (one_shape, [e for e in SPECS if e.examples and e.random_sizes()], "another shape"),
     (kept, HAS_TENSORS, ""),  # by whichever draw comes first with sizes seen before
-    (contiguous, HAS_TENSORS, "not contiguous: your code raised"),
+    (contiguous, MATRICES, "not contiguous: your code raised"),
     (squeezed, [e for e in SPECS if any(slot.axes for slot in e.outputs)], "squeeze()"),
     (without_gradients, SPECS, "it changes whether gradients are recorded"),
     (seeded, SPECS, "it changes torch's random state"),
