@@ -321,6 +321,10 @@ class LiveBytes(TorchDispatchMode):
         now: bytes alive. peak: the most so far. history: now, after each operation.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler here, for seconds
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0

@@ -271,12 +271,14 @@ class Lesson:
     """The exercises of one notebook.
 
     name: of exercises/NAME.ipynb and solutions/NAME.ipynb.
-    closed: modules that hold the answers; out of reach while a class is graded.
+    closed: modules that hold the answers.
+    opened: modules of minidora that an answer may need; while a class is graded it sees no others.
     """
 
     number: int
     name: str
     closed: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
     exercises: list[Exercise] = field(default_factory=list)
 
     def exercise(self, number: str, **told: Any) -> Callable[[Callable[[Answer], None]], Exercise]:

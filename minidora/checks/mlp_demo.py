@@ -38,6 +38,7 @@ lesson = Lesson(
         "minidora.experiment",
         "peft",
     ),
+    opened=("minidora.adapter", "minidora.dora", "minidora.kernels", "minidora.lora"),
 )
 EXAMPLE = "this is the answer to the example: compute it from the arguments"
 

@@ -157,7 +157,9 @@ class Session:
             self.worker = self.workers.start(memory)
             place["folder"] = str(self.notebook.path.parent.resolve())
         elif self.workers.sandboxed:
-            self.worker = self.workers.start_in_sandbox(memory, self.lesson.closed, self.submission)
+            self.worker = self.workers.start_in_sandbox(
+                memory, self.lesson.closed, self.lesson.opened, self.submission
+            )
             place = {"folder": sandbox.WORK, "show": sandbox.SUBMISSION, "hide": True}
         else:
             self.worker = self.workers.start(memory)

@@ -54,7 +54,7 @@ def status(folder: Path | None, limits: Limits | None = None) -> None:
     console.print(table)
     for result, _ in left:
         if result.state is State.CHECK_ERROR:
-            console.print(escape(result.message))
+            console.print(escape(result.message), soft_wrap=True)
     if not left:
         console.print(f"All {total} are done: you have built every piece of it yourself.")
         return

@@ -148,7 +148,9 @@ def grade(
         for one in submissions
         if len(before.get(marks[one], [])) == len(LESSONS[one.lesson].exercises)
     }
-    _write(report, rows.values())
+    as_it_goes = report.is_file() or not report.exists()  # and not to a pipe
+    if as_it_goes:
+        _write(report, rows.values())
     if rows:
         progress(f"{len(rows)} of {len(submissions)} are in {report} already, and unchanged.")
 
@@ -162,7 +164,8 @@ def grade(
             for future in as_completed(left):
                 submission = left[future]
                 rows[submission] = future.result()
-                _append(report, rows[submission])
+                if as_it_goes:
+                    _append(report, rows[submission])
                 points = sum(int(row["points"]) for row in rows[submission])
                 progress(
                     f"{len(rows)} of {len(submissions)}: {readable(submission.student)}, "

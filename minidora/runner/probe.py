@@ -153,6 +153,10 @@ class Away(Tensor):
 class Elsewhere(TorchDispatchMode):
     """Lets Away tensors be computed with, and makes new ones where device="meta" is asked for."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler here, for seconds
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -471,7 +475,8 @@ def run(
     The kinds are "not started", "changed" (an argument), "time" and "raised".
     """
     function = PROBES[name]
-    importlib.import_module("torch._dynamo")  # torch does so at odd moments, for seconds
+    if name in USE_OPTIMIZERS:
+        load_compiler()
     try:
         with time_limit(seconds), plain_torch():
             value = function(answer, *args, **kwargs)
@@ -486,6 +491,12 @@ def run(
         return describe(error)
 
 
+def load_compiler() -> None:
+    """Import torch's compiler, which the first optimizer does, for seconds: in nobody's time."""
+    importlib.import_module("torch._dynamo")
+
+
+USE_OPTIMIZERS = {"step", "use"}
 LEAVE_ARGUMENTS = {"call", "surroundings"}
 """Probes of an answer that may not change what it is given."""
 

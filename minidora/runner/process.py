@@ -73,7 +73,7 @@ class Worker:
             Lost: no reply in time, too much memory, or the process ended.
         """
         self.number += 1
-        data = pickle.dumps({"action": action, "number": self.number, **request})
+        data = pickle.dumps((self.number, action, pickle.dumps(request)))
         self.deadline = time.monotonic() + wait
         try:
             self.connection.send_bytes(data)
@@ -187,10 +187,11 @@ class WorkerPool:
         return self._ready(ours, theirs, process, memory_gib)
 
     def start_in_sandbox(
-        self, memory_gib: float, closed: Iterable[str], submission: Path
+        self, memory_gib: float, closed: Iterable[str], opened: Iterable[str], submission: Path
     ) -> Worker:
         """As start, behind the wall of sandbox.py."""
-        line = sandbox.command(closed, Path(self.files.name), submission)
+        with self.lock:
+            line = sandbox.command(closed, opened, Path(self.files.name), submission)
         ours, theirs = self.context.Pipe()
         # A session of its own: Ctrl-C is for us, and no verdict about the learner.
         process = subprocess.Popen(

@@ -6,11 +6,8 @@ in. It has no network, no capabilities, and sees no process but its own. When th
 started it ends, however that happens, the kernel ends all that runs inside.
 """
 
-import ast
-import functools
 import os
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
@@ -18,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-HIDDEN = {"checks", "classroom", "evidence", "cli", "doctor", "__main__", "__pycache__"}
-"""Parts of the package that are in no sandbox."""
+OPEN = ("runner", "memory.py")
+"""What of the package is in a sandbox: all else may hold an answer."""
 
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 """Shared libraries, where they exist."""
@@ -43,25 +40,26 @@ def problem() -> str:
     return ""
 
 
-def command(closed: Iterable[str], folder: Path, submission: Path | None) -> list[str]:
+def command(
+    closed: Iterable[str], opened: Iterable[str], folder: Path, submission: Path | None
+) -> list[str]:
     """The command line that starts a worker (worker.py) behind the wall.
 
     Args:
-        closed: modules that hold answers, of minidora or another package. They are not there, and
-            neither is what imports them.
+        closed: modules that hold this lesson's answers, of minidora or another package.
+        opened: modules of minidora to show beside OPEN.
         folder: where files of this function may lie while the process runs.
         submission: the folder or file to show at /student/submission.
     """
-    closed = frozenset(closed)
-    files = folder / "-".join(["open", *sorted(closed)])
-    files.mkdir(exist_ok=True)
-    (files / "package.py").write_text(open_part(closed), encoding="utf-8")
-    (files / "checks.py").write_text(CHECKS, encoding="utf-8")
+    for name, text in (("package.py", INIT), ("checks.py", CHECKS)):
+        if not (folder / name).exists():
+            (folder / name).write_text(text, encoding="utf-8")
     package = ["--tmpfs", str(PACKAGE)]
-    for path in open_files(closed):
-        package += ["--ro-bind", str(path), str(path)]
-    package += ["--ro-bind", str(files / "package.py"), str(PACKAGE / "__init__.py")]
-    package += ["--ro-bind", str(files / "checks.py"), str(PACKAGE / "checks" / "__init__.py")]
+    for name in (*OPEN, *(f"{module.split('.')[1]}.py" for module in opened)):
+        if f"minidora.{Path(name).stem}" not in closed:
+            package += ["--ro-bind", str(PACKAGE / name), str(PACKAGE / name)]
+    package += ["--ro-bind", str(folder / "package.py"), str(PACKAGE / "__init__.py")]
+    package += ["--ro-bind", str(folder / "checks.py"), str(PACKAGE / "checks" / "__init__.py")]
     package += ["--remount-ro", str(PACKAGE)]
     for name in closed:
         if not name.startswith("minidora."):
@@ -75,6 +73,16 @@ def command(closed: Iterable[str], folder: Path, submission: Path | None) -> lis
     return [*_walls(package), sys.executable, "-m", "minidora.runner.worker"]
 
 
+INIT = '''"""minidora in a sandbox: what holds an answer is not here."""
+
+import torch
+
+
+def device():
+    """A sandbox has no GPU."""
+    return torch.device("cpu")
+'''
+
 CHECKS = '''"""Check cells do nothing here: the checks are made outside of the sandbox."""
 
 
@@ -83,51 +91,6 @@ def __getattr__(name):
         raise AttributeError(name)
     return lambda *answers: None
 '''
-
-
-# ---- The part of minidora that holds no answer ----
-
-
-@functools.cache
-def open_files(closed: frozenset[str]) -> list[Path]:
-    """What of the package a submission may see: no closed module, and none that imports one."""
-    imports = {
-        path: _imported(path)
-        for path in sorted(PACKAGE.iterdir())
-        if path.stem not in HIDDEN and path.name != "__init__.py"
-    }
-    shut = set(closed) | {f"minidora.{name}" for name in HIDDEN}
-    while True:
-        more = {f"minidora.{path.stem}" for path, needs in imports.items() if needs & shut} - shut
-        if not more:
-            return [path for path in imports if f"minidora.{path.stem}" not in shut]
-        shut |= more
-
-
-def _imported(path: Path) -> set[str]:
-    """Modules of minidora, by its first two names, that a module or package imports at once."""
-    found = set()
-    for file in [path] if path.suffix == ".py" else path.rglob("*.py"):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module == "minidora":
-                names = [f"minidora.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            found |= {".".join(name.split(".")[:2]) for name in names}
-    return found - {f"minidora.{path.stem}"}
-
-
-def open_part(closed: frozenset[str]) -> str:
-    """minidora/__init__.py without its imports from modules that are not there."""
-    there = {f"minidora.{path.stem}" for path in open_files(closed)}
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    tree.body = [
-        node for node in tree.body if not isinstance(node, ast.ImportFrom) or node.module in there
-    ]
-    return ast.unparse(tree) + "\n__all__ = [name for name in __all__ if name in globals()]\n"
 
 
 # ---- The wall ----
@@ -169,8 +132,9 @@ def _python() -> list[Path]:
 
 
 def _packages() -> list[Path]:
-    places = [*site.getsitepackages(), site.getusersitepackages()]
-    return [Path(place) for place in places if place in sys.path and Path(place).is_dir()]
+    """Folders of installed packages, also of another environment that this one looks into."""
+    names = ("site-packages", "dist-packages")
+    return [Path(place) for place in sys.path if Path(place).name in names and Path(place).is_dir()]
 
 
 def _environment() -> dict[str, str]:

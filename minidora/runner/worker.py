@@ -10,7 +10,6 @@ standard input; elsewhere multiprocessing calls serve.
 
 import ast
 import builtins
-import importlib
 import json
 import os
 import pickle
@@ -53,17 +52,15 @@ def serve(connection: Connection) -> None:
         os.setpgid(0, 0)  # so that it is ended together with what it starts
     os.environ.update(MPLBACKEND="Agg", TQDM_DISABLE="1")
     torch.set_num_threads(1)  # several notebooks run side by side
-    importlib.import_module("torch._dynamo")  # the first probe of a device would wait for it
     with tempfile.TemporaryDirectory(prefix="minidora-ipython-") as settings:
         shell = Shell.start(settings)
         while True:
             try:
-                request = pickle.loads(connection.recv_bytes())
+                number, action, data = pickle.loads(connection.recv_bytes())
             except EOFError:
                 return
-            action, number = request.pop("action"), request.pop("number")
             try:
-                reply = ACTIONS[action](shell, **request)
+                reply = ACTIONS[action](shell, **pickle.loads(data))
             except BaseException as error:  # so that only the end of the process ends the talk
                 reply = probe.describe(error)
             data = json.dumps({"number": number, **reply}).encode()
@@ -96,6 +93,8 @@ def enter(shell: "Shell", folder: str, show: str, hide: bool) -> dict[str, Any]:
 def run_cell(shell: "Shell", index: int, source: str, seconds: float) -> dict[str, Any]:
     """Run one cell as a notebook does. {} or the error, see probe.describe."""
     error = None
+    if "optim" in source:
+        probe.load_compiler()
     try:
         with probe.time_limit(seconds):
             error = shell.run(index, source)

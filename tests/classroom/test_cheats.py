@@ -14,17 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
+from class_notebooks import LESSON, NAME, submission
 from sandboxed import needs_sandbox
 from typer.testing import CliRunner
 
-from minidora import checks, cli
+from minidora import cli
 from minidora.checks.exercise import State
 from minidora.classroom import folder as folders
 from minidora.classroom import grade, submissions
-
-NAME = "03_dora_decomposition"
-LESSON = checks.LESSONS[3]
-HONEST = "decompose"
 
 STUB = 'def row_norm(weight):\n    raise NotImplementedError("exercise 3.1: row_norm")\n'
 WRONG = "def row_norm(weight):\n    return weight.sum(dim=1)\n"
@@ -389,20 +386,6 @@ def cheats(submissions: Path, port: int = 0) -> dict[str, str]:
         "        time.sleep(100)\ntime.sleep(2)\n" + WRONG,
         "endless": "def row_norm(weight):\n    while True:\n        pass\n",
     }
-
-
-def submission(row_norm: str, honest: bool = False, **changes: Any) -> str:
-    content = json.loads((folders.ROOT / "exercises" / f"{NAME}.ipynb").read_text("utf-8"))
-    for cell in content["cells"]:
-        name = cell["metadata"].get("nbgrader", {}).get("grade_id")
-        for exercise in LESSON.exercises:
-            if name == exercise.name and (honest or name == HONEST):
-                cell["source"] = folders.solution(LESSON, exercise)
-        if name == "row_norm" and not honest:
-            cell["source"] = row_norm
-        if name == "row_norm_check":
-            cell.update(changes)
-    return json.dumps(content)
 
 
 OTHERS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cheats import LESSON, NAME, submission
+from class_notebooks import LESSON, NAME, submission
 
 from minidora.checks.exercise import State
 from minidora.classroom import folder as folders
@@ -35,7 +35,7 @@ def graded(folder: Path, csv_file: Path) -> dict[str, list[dict[str, str]]]:
     with csv_file.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             rows.setdefault(row["student"], []).append(row)
-    assert all(len(part) == len(LESSON.exercises) for part in rows.values())
+    assert all(len(part) % len(LESSON.exercises) == 0 for part in rows.values())
     return rows
 
 
@@ -53,20 +53,13 @@ def test_any_names_and_messages(tmp_path: Path) -> None:
     assert "\\ud800" in surrogate
     (folder / "half.ipynb").write_text(surrogate, encoding="utf-8")
     rows = graded(folder, tmp_path / "r.csv")
+    assert len(rows["André"]) == 2 * len(LESSON.exercises)  # two names that print alike
     assert set(rows) == {"André", "two lines", "\\x1b[31mred", 'a,b;"c"', "'=1+1", "odd", "half"}
     for part in rows.values():
         for row in part:
             assert all(value.isprintable() for value in row.values())
     assert rows["odd"][0]["state"] == "failing"
     assert "ValueError: " in rows["odd"][0]["message"]
-
-
-# As two students of one printed name have rows each, the count above would be doubled.
-def test_students_whose_names_print_alike_are_two(tmp_path: Path) -> None:
-    for name in (b"Andr\xe9.ipynb", "André.ipynb".encode()):
-        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
-            file.write(stubs())
-    assert len(submissions.collect(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -190,7 +183,7 @@ def test_an_interrupted_judge_keeps_what_it_graded(tmp_path: Path, number: int) 
     assert {row["student"] for row in rows} == {"ann"}
     assert len(rows) == len(LESSON.exercises)
     if number == signal.SIGINT:
-        assert "the same command goes on from it" in rest
+        assert "the same command goes on from there" in rest
     for name in ("bob", "cy", "dan", "eve"):
         (folder / f"{name}.ipynb").write_text(stubs(), encoding="utf-8")
     said_again: list[str] = []
