@@ -32,11 +32,11 @@ from minidora.data import Images, expanded, load_images, load_text, split_text
 from minidora.experiment import SIZES, Method, Task, make_tasks, prepare, train_many
 from minidora.grid import QUESTIONS, Grid
 from minidora.models import load_pretrained
-from minidora.results import Row, append, hold
+from minidora.results import Row, append, hold, read_settings
 from minidora.summary import Report, report
 from minidora.training import device, evaluate, evaluate_text, fit_text, one_thread, progress_bar
 
-__all__ = ["QUESTIONS", "Grid", "Report", "minutes", "report", "run"]
+__all__ = ["QUESTIONS", "Grid", "Report", "holds", "minutes", "report", "run"]
 
 LARGE = {"pretraining": 5000, "adaptation": 1000, "validation": 1000, "test": 5000}
 """How many images of the larger datasets go where."""
@@ -171,8 +171,7 @@ def run(
     if world > 1 and "MINIDORA_DEVICE" not in os.environ and torch.cuda.is_available():
         local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
         os.environ["MINIDORA_DEVICE"] = f"cuda:{local}"
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(grid).items()}
-    settings["device"] = device().type
+    settings = _settings(grid)
     if grid.task != "chargpt":
         _images(grid.task)  # what cannot be had is said before the folder is made
     folder = expanded(folder)
@@ -183,6 +182,20 @@ def run(
             append(folder, rank, rows)
             if after_group is not None:
                 after_group(rows)
+
+
+def holds(grid: Grid, folder: str | Path) -> bool:
+    """Whether the folder holds this sweep, begun or done."""
+    try:
+        return read_settings(expanded(folder)) == _settings(grid)
+    except ValueError:
+        return False
+
+
+def _settings(grid: Grid) -> Row:
+    """What a folder is for, as JSON has it."""
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(grid).items()}
+    return {**settings, "device": device().type}
 
 
 def minutes(grid: Grid) -> float:

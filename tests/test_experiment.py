@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from minidora import DoRALinear, LoRALinear, experiment
+from minidora import DoRALinear, LoRALinear, experiment, training
 from minidora.data import load_images, shift
 from minidora.experiment import (
     Comparison,
@@ -360,6 +360,7 @@ def test_demo_prints_the_table_and_writes_the_figure(
     figure = tmp_path / "new" / "figure.png"
     run = CliRunner().invoke(app, ["demo", "--seeds", "2", "--output", str(figure)])
     assert run.exit_code == 0, run.output
+    assert run.output.startswith(f"2 seeds on {training.device().type}")
     for text in ("full fine-tuning", "LoRA", "DoRA", "17,226", "1,832", "2,034", "frozen base"):
         assert text in run.output
     assert str(figure) in run.output.replace("\n", "")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import authoring, bench, claims, course, evidence
+from . import authoring, bench, claims, course, evidence, experiment
 from .errors import Explained
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(course.app)
 app.add_typer(bench.app, name="bench")
+app.add_typer(experiment.app, name="experiment")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(claims.app)
 app.add_typer(authoring.app)

@@ -80,6 +80,7 @@ from minidora.plots.style import (
     save,
     show,
 )
+from minidora.plots.sweep import sweep_budget, sweep_differences, sweep_figures, sweep_scores
 from minidora.plots.why_it_works import (
     correlation_strip,
     correlation_variants,
@@ -160,6 +161,10 @@ __all__ = [
     "smallest_card",
     "step_flops",
     "step_timeline",
+    "sweep_budget",
+    "sweep_differences",
+    "sweep_figures",
+    "sweep_scores",
     "trained_share",
     "training_bill",
     "training_curves",
