@@ -232,6 +232,7 @@ def check_parameters(answer: Answer, linear: nn.Linear, *names: str) -> probe.Mo
     require("base" in module.modules, "it keeps the given layer as self.base")
     kept = "base.weight" in answer.probe(probe.shared, linear, 2, 3.0)
     require(kept, "base is a copy: keep the layer that was given")
+    require(module.training["base"], "base is put into evaluation mode: leave its mode alone")
     for name in ("weight", "bias"):
         require(
             not base.parameters[name].requires_grad,

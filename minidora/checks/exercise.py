@@ -145,6 +145,8 @@ class Answer:
             raise Unstarted
         if kind == "changed":
             text = f"it changes the caller's {message}: make a new tensor instead"
+        elif kind == "state":
+            text = f"it changes {message}: leave that as it is"
         elif kind == "time":
             text = f"stopped after {self.exercise.seconds:g} s: does this loop ever end?"
         elif kind == "lost":  # the learner's process is gone

@@ -40,6 +40,8 @@ def init_lora(answer: Answer) -> None:
         require(got == shape, f"expected {name} of shape {axes} = {shape}, got {got}")
         require(isinstance(part, nn.Parameter), f"{name} is a plain tensor: use nn.Parameter")
         require(part.requires_grad, f"{name} is frozen: it is there to be trained")
+        dtype = str(part.dtype).removeprefix("torch.")
+        require(part.dtype == torch.float32, f"{name} is {dtype}: new parameters are float32")
 
     answer.case("which one is zero")
     lora_A, lora_B = answer(256, 48, 64)
@@ -237,7 +239,10 @@ def freeze_base(answer: Answer) -> None:
     answer.case("a mixed model")
     model = _adapted_model()
     after, state = frozen(model)
-    require(any(state.values()), "nothing is frozen: it is the parameters that need it")
+    require(
+        any(state.values()),
+        "nothing is frozen in the given model: set it on its parameters, not on a copy",
+    )
     for name in factors(state):
         require(not state[name], f"{name} is frozen too: the adapters are what is trained")
     for name, letters in (

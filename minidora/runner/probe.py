@@ -80,7 +80,11 @@ def surroundings(answer: Callable[..., Any], *args: Any) -> list[str]:
         for index, argument in enumerate(args)
         if pack(argument) != before[index]
     ]
-    return changed + [name for name, value in state.items() if after[name] != value]
+    return changed + _changed(state, after)
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any], but: str = "") -> list[str]:
+    return [name for name, value in before.items() if name != but and after[name] != value]
 
 
 def _torch_state() -> dict[str, Any]:
@@ -472,14 +476,17 @@ def run(
     """{"value": packed result, "after": packed arguments, "names": theirs}, or what went wrong:
     {"error": kind, "message": ..., "where": ...}.
 
-    The kinds are "not started", "changed" (an argument), "time" and "raised".
+    The kinds are "not started", "changed" (an argument), "state" (torch's), "time" and "raised".
     """
     function = PROBES[name]
     if name in USE_OPTIMIZERS:
         load_compiler()
     try:
         with time_limit(seconds), plain_torch():
+            before = _torch_state()
             value = function(answer, *args, **kwargs)
+            if changed := _changed(before, _torch_state(), but="torch's random state"):
+                return {"error": "state", "message": changed[0], "where": ""}
             reply = {"value": pack(value)}
             if name in LEAVE_ARGUMENTS:
                 reply["after"] = [pack(argument) for argument in args]

@@ -282,3 +282,37 @@ def test_odd_value_gets_a_sentence(exercise: Exercise) -> None:
         with pytest.raises(CheckFailed) as caught:  # and not a CheckError
             exercise(lambda *args, odd=odd: odd)
         assert str(caught.value).startswith(exercise.number)
+
+
+# ---- Checks by hand ----
+
+BY_HAND = [e for e in EXERCISES if not isinstance(e, Spec) and e.name != "freeze_base"]
+
+
+@pytest.mark.parametrize("exercise", BY_HAND, ids=name)
+def test_what_is_printed_and_not_returned_is_refused(exercise: Exercise) -> None:
+    solution = answer(exercise)
+    if not isinstance(solution, type):
+        refusal(exercise, lambda *args: (solution(*args), None)[1])
+        return
+
+    class Printed(solution):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def forward(*args: Any) -> None:
+            solution.forward(*args)
+
+    refusal(exercise, Printed)
+
+
+@pytest.mark.parametrize(
+    "exercise", [e for e in BY_HAND if not isinstance(answer(e), type)], ids=name
+)
+def test_gradients_switched_off_for_good_are_refused(exercise: Exercise) -> None:
+    solution = answer(exercise)
+
+    def wrong(*args: Any) -> Any:
+        value = solution(*args)
+        torch.set_grad_enabled(False)
+        return value
+
+    assert "it changes whether gradients are recorded" in str(refusal(exercise, wrong))

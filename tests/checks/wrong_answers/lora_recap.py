@@ -4,6 +4,24 @@
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "init_lora": [
         (
+            "B in float64",
+            "lora_B = nn.Parameter(torch.zeros(out_features, rank))",
+            "lora_B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float64))",
+            "lora_B is float64",
+        ),
+        (
+            "B one number, seen many times",
+            "lora_B = nn.Parameter(torch.zeros(out_features, rank))",
+            "lora_B = nn.Parameter(torch.zeros(1, 1).expand(out_features, rank))",
+            "one step of training",
+        ),
+        (
+            "the rank cut to the smaller side",
+            "    lora_A = nn.Parameter(torch.empty",
+            "    rank = min(rank, in_features, out_features)\n    lora_A = nn.Parameter(torch.empty",
+            "a rank above both sides",
+        ),
+        (
             "standard normal A, as in the source notebook",
             "nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))",
             "nn.init.normal_(lora_A)",
@@ -101,6 +119,36 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "freeze_base": [
+        (
+            "gradients switched off for good",
+            "    for name, parameter in",
+            "    torch.set_grad_enabled(False)\n    for name, parameter in",
+            "it changes whether gradients are recorded",
+        ),
+        (
+            "a copy frozen",
+            "    for name, parameter in",
+            "    model = copy.deepcopy(model)\n    for name, parameter in",
+            "not on a copy",
+        ),
+        (
+            "a frozen copy returned",
+            '    for name, parameter in model.named_parameters():\n        parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))\n',
+            '    model = copy.deepcopy(model)\n    for name, parameter in model.named_parameters():\n        parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))\n    return model\n',
+            "make no copy",
+        ),
+        (
+            "any name that ends so",
+            'name.split(".")[-1] in ("lora_A", "lora_B")',
+            'name.endswith(("lora_A", "lora_B"))',
+            "old_lora_B still trains",
+        ),
+        (
+            "in evaluation mode",
+            "    for name, parameter in",
+            "    model.eval()\n    for name, parameter in",
+            "it changes the mode of the model",
+        ),
         (
             "nn.Linear layers only, as in the source notebook",
             (
@@ -229,6 +277,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "lora_linear": [
+        (
+            "the base in evaluation mode",
+            "base.requires_grad_(False)",
+            "base.requires_grad_(False).eval()",
+            "put into evaluation mode",
+        ),
         (
             "the base alone in evaluation mode",
             "        return self.base(x) +",
