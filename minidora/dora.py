@@ -20,6 +20,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -144,7 +145,8 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
 
         if kernels.forms_norm(weight, lora_A):
             with torch.no_grad():
-                return kernels.factored_norm(weight, lora_A, lora_B, scaling)
+                norm: Tensor = kernels.factored_norm(weight, lora_A, lora_B, scaling)[0]
+                return norm
     return plain_norm(weight, lora_A, lora_B, scaling)
 
 
@@ -244,6 +246,7 @@ class FusedDoRA(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        kernels: ModuleType,
         x: Tensor,
         dropped: Tensor | None,
         weight: Tensor,
@@ -251,49 +254,52 @@ class FusedDoRA(torch.autograd.Function):
         lora_B: Tensor,
         magnitude: Tensor,
         bias: Tensor | None,
-        norm: Tensor,
+        norm: Tensor | None,
         scaling: float,
         recompute: bool,
     ) -> Tensor:
-        from minidora import kernels
-
         tokens = x.reshape(-1, x.shape[-1])  # (tokens, in)
         low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
-        A = torch.mul(lora_A, scaling, out=torch.empty_like(lora_A, dtype=weight.dtype))
+        if norm is None:
+            norm, P = kernels.factored_norm(weight, lora_A, lora_B, scaling)
+            A = P[: len(lora_A)].to(weight.dtype)  # s A, rounded
+        else:
+            A = torch.mul(lora_A, scaling, out=torch.empty_like(lora_A, dtype=weight.dtype))
         h = low_in @ A.T  # (tokens, rank)
         u = tokens @ weight.T
-        y = kernels.compose(u, h, lora_B, magnitude, norm, bias, keep=not recompute)
-        ctx.scaling = scaling
+        y = kernels.compose(u, h, lora_B.contiguous(), magnitude, norm, bias, not recompute)
+        ctx.kernels, ctx.scaling = kernels, scaling
         kept = None if recompute else u
         ctx.save_for_backward(x, dropped, weight, lora_A, lora_B, magnitude, bias, norm, h, A, kept)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        from minidora import kernels
-
         *inputs, norm, h, A, u = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: the plain form has one
-            return (*_plain_gradients(ctx, inputs, norm, dy), None, None, None)
+            return (None, *_plain_gradients(ctx, inputs, norm, dy), None, None, None)
         x, dropped, weight, lora_A, lora_B, magnitude, bias = inputs
         tokens = x.reshape(-1, x.shape[-1])
         low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
         if u is None:
             u = tokens @ weight.T
-            kernels.compose(u, h, lora_B, magnitude, norm, bias, keep=True)
-        du, d_m = kernels.compose_backward(dy.reshape(u.shape), u, magnitude, norm)
+            ctx.kernels.compose(u, h, lora_B.contiguous(), magnitude, norm, bias, True)
+        dy = dy.reshape(u.shape)
+        dy = dy if dy.stride(1) == 1 else dy.contiguous()
+        du, d_m = ctx.kernels.compose_backward(dy, u, magnitude, norm)
         dh = du @ lora_B.to(weight.dtype)  # (tokens, rank)
         dB = product(du.T, h, lora_B.dtype)
         dA = product((ctx.scaling * dh).T, low_in, lora_A.dtype)
         dx = d_low = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[1]:
             dx = du @ weight
             if dropped is None:
                 dx.addmm_(dh, A)
             dx = dx.view(x.shape)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[2]:
             d_low = (dh @ A).view(x.shape)
-        return dx, d_low, None, dA, dB, d_m.sum(0).to(magnitude.dtype), None, None, None, None
+        d_m = d_m.sum(0).to(magnitude.dtype)
+        return None, dx, d_low, None, dA, dB, d_m, None, None, None, None
 
 
 def _plain_gradients(
@@ -308,11 +314,12 @@ def _plain_gradients(
     low = F.linear(h, B.to(weight.dtype))
     g = magnitude_over_norm(magnitude.to(norm.dtype), norm)
     y = compose_outputs(F.linear(x, weight), low, g, bias)[0]
-    wanted = [t for t, needed in zip(own, ctx.needs_input_grad, strict=False) if needed]
+    needed_for = ctx.needs_input_grad[1 : 1 + len(own)]
+    wanted = [t for t, needed in zip(own, needed_for, strict=False) if needed]
     gradients = iter(
         torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True)
     )
-    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[: len(own)]]
+    return [next(gradients) if needed else None for needed in needed_for]
 
 
 MIXED_MM = hasattr(torch.ops.aten.mm, "dtype")  # torch 2.6 has no product of bf16 in float32
@@ -393,11 +400,17 @@ class DoRALinear(LoRALinear):
 
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same on a GPU, with the kernels of minidora.kernels."""
-        norm = self.weight_norm() if self.cached_norm is None else self.cached_norm
+        from minidora import kernels
+
+        norm = self.cached_norm
+        if norm is None and (
+            weight is not self.base.weight or not kernels.forms_norm(weight, self.lora_A)
+        ):
+            norm = self.weight_norm()
         dropped = self.dropout(x) if self.training and self.dropout.p > 0 else None
         recompute = self.recompute or not torch.is_grad_enabled()
         y: Tensor = FusedDoRA.apply(
-            x, dropped, weight, self.lora_A, self.lora_B, self.magnitude, bias, norm,
+            kernels, x, dropped, weight, self.lora_A, self.lora_B, self.magnitude, bias, norm,
             self.scaling, recompute,
         )  # fmt: skip
         return y

@@ -1,7 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""DoRA's own work on a GPU in three launches: Triton kernels, each beside its plain form.
+"""DoRA's own work on a GPU in four launches: Triton kernels, each beside its plain form.
 
-    norm     = ||W + s B A||_row                  one pass over W           factored_norm
+    P, G     = [hi; lo] = s A,  s^2 A A^T         one pass over A           prepare
+    norm     = ||W + s B A||_row                  one pass over W           norm
     y, u     = g * u + bias, base + h B^T         one pass over base        compose
     d_u, d_m = g * dy, sum(dy * u) / norm         one pass over dy and u    compose_backward
 
@@ -23,7 +24,7 @@ Reference:
 import ctypes
 import os
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ from torch import Tensor
 from minidora import dora
 
 MAX_RANK = 64  # up to it one kernel forms W A^T itself
+SLICES = 8  # A A^T comes as the sum of so many parts, one a program
+NARROW = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") in ("0", ""))
 failure: Exception | None = None  # what a launch failed with; from then on the plain forms serve
 
 
@@ -42,7 +45,10 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *args: Any, **optio
     global failure
     if failure is None:
         try:
-            with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
+            if like.is_cuda and like.device.index != torch.cuda.current_device():
+                with torch.cuda.device(like.device):
+                    kernel[grid](*args, **options)
+            else:
                 kernel[grid](*args, **options)
             return True
         except Exception as error:  # no C compiler, an old driver, too little shared memory
@@ -51,14 +57,27 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *args: Any, **optio
     return False
 
 
+def operator(name: str, body: Any, fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
+    """body, as an operator where the dispatcher must see it: in a graph, on meta, under a mode.
+
+    On a GPU it is called directly: the dispatcher takes longer than most of the kernels.
+    """
+    op = torch.library.custom_op(f"minidora::{name}", body, mutates_args=mutates)
+    op.register_fake(fake)
+
+    def call(first: Tensor, *rest: Any) -> Any:
+        direct = first.is_cuda and not torch.compiler.is_compiling()
+        return (body if direct else op)(first, *rest)
+
+    return call
+
+
 def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
-# ---- The norm: ||W + s B A||^2 = ||W||^2 + B (2 s A W^T + s^2 A A^T B^T), row by row ----
-
-
-NARROW = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") in ("0", ""))
+def power(rank: int, most: int = MAX_RANK) -> int:
+    return min(most, max(16, 1 << (rank - 1).bit_length()))
 
 
 @triton.jit
@@ -69,170 +88,162 @@ def add_product(left, right, total):
     return tl.dot(left, right, total, input_precision="tf32x3")
 
 
-@triton.jit
-def split(a):
-    """hi + lo = a, to sixteen bits: two numbers of eight, each rounded to nearest."""
-    hi = round_to_bf16(a)
-    return hi.to(tl.bfloat16), round_to_bf16(a - hi).to(tl.bfloat16)
+# ---- The norm: ||W + s B A||^2 = ||W||^2 + B (2 W P^T + G B^T), row by row ----
 
 
 @triton.jit
 def round_to_bf16(a):
-    """Upper half of a float32's bits: .to() would round as well, but the interpreter's cuts off."""
+    """Upper half of a float32's bits, to nearest: .to() of the interpreter cuts off instead."""
     return ((a.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def store_norm(
-    norm, W, A, B, rows, square, change, parts, odd, s, rest, n, w_row,
-    m: tl.constexpr, rank: tl.constexpr, COLS: tl.constexpr,
+def prepare_kernel(
+    P, G, A, s, m: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, COLS: tl.constexpr,
+    STEPS: tl.constexpr, SPLIT: tl.constexpr, GRAM: tl.constexpr,
 ):  # fmt: skip
-    """Store sqrt(square + change); rows that float32 cannot give so are built, in float64."""
-    new = square.to(tl.float32) + change
-    usual = (new >= 0.25 * parts) & (parts > 1e-30) & (parts < 1e30) & (odd == 0)
-    lost = (usual == 0) & (rows < n)
-    result = tl.sqrt(new)
-    if tl.sum(lost.to(tl.int32), 0) > 0:
-        exact = tl.zeros_like(square)
-        for start in range(0, m, COLS):
-            cols = start + tl.arange(0, COLS)
-            at = rows.to(tl.int64)[:, None] * w_row + cols[None, :]
-            v = tl.load(W + at, lost[:, None] & (cols < m)[None, :], 0.0).to(tl.float64)
-            for k in range(rank):
-                b = tl.load(B + rows * rank + k, lost, 0.0).to(tl.float64)
-                a = tl.load(A + k * m + cols, cols < m, 0.0).to(tl.float64)
-                v += (s * b + rest * b)[:, None] * a[None, :]  # s in float64
-            exact += tl.sum(v * v, 1)
-        result = tl.where(lost, tl.sqrt(exact).to(tl.float32), result)
-    tl.store(norm + rows, result, rows < n)
+    """P = s A, (rank, m), or its halves [hi; lo], (2 rank, m); and one part of P P^T."""
+    k = tl.program_id(1) * RANK + tl.arange(0, RANK)
+    g = tl.zeros((RANK, RANK), tl.float32)
+    for step in range(STEPS):
+        cols = (tl.program_id(0) * STEPS + step) * COLS + tl.arange(0, COLS)
+        at = k[:, None] * m + cols[None, :]
+        inside = (k < rank)[:, None] & (cols < m)[None, :]
+        a = s * tl.load(A + at, inside, 0.0).to(tl.float32)
+        if SPLIT:  # to sixteen bits: two numbers of eight
+            hi = round_to_bf16(a)
+            tl.store(P + at, hi, inside)
+            tl.store(P + rank * m + at, round_to_bf16(a - hi), inside)
+        else:
+            tl.store(P + at, a, inside)
+        if GRAM:
+            g = add_product(a, tl.trans(a), g)
+    if GRAM:
+        at = (k[:, None] * rank + k[None, :]) + tl.program_id(0) * rank * rank
+        tl.store(G + at, g, (k < rank)[:, None] & (k < rank)[None, :])
+
+
+def _prepared(lora_A: Tensor, _: float, split: bool) -> tuple[Tensor, Tensor]:
+    """Room for what _prepare computes."""
+    (rank, m), dtype = lora_A.shape, torch.bfloat16 if split else torch.float32
+    parts = SLICES if rank <= MAX_RANK else 0
+    return (
+        torch.empty((1 + split) * rank, m, dtype=dtype, device=lora_A.device),
+        torch.empty(parts, rank, rank, dtype=torch.float32, device=lora_A.device),
+    )
+
+
+def _prepare(lora_A: Tensor, scaling: float, split: bool) -> tuple[Tensor, Tensor]:
+    rank, m = lora_A.shape
+    P = torch.empty(
+        (1 + split) * rank,
+        m,
+        dtype=torch.bfloat16 if split else torch.float32,
+        device=lora_A.device,
+    )
+    gram = rank <= MAX_RANK
+    G = torch.empty(SLICES if gram else 0, rank, rank, dtype=torch.float32, device=lora_A.device)
+    size, cols = power(rank), 2048 // power(rank)
+    if not launch(
+        prepare_kernel, (SLICES, blocks(rank, size)), lora_A, P, G, lora_A, scaling, m, rank,
+        RANK=size, COLS=cols, STEPS=blocks(m, SLICES * cols), SPLIT=split, GRAM=gram,
+    ):  # fmt: skip
+        a = scaling * lora_A.float()
+        P[:rank] = a
+        P[rank:] = (a - P[:rank])[: len(P) - rank]
+        G.zero_()[:1] = a @ a.T
+    return P, G
 
 
 @triton.jit
 def norm_kernel(
-    norm, W, A, B, s, rest, n, w_row, m: tl.constexpr, rank: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, RANK: tl.constexpr, SPLIT: tl.constexpr,
+    norm, W, A, B, P, G, U, s, rest, n, w_row, m: tl.constexpr, rank: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr,
+    SUMS: tl.constexpr, GIVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """W (n, m), A (rank, m), B (n, rank): one program forms U = W A^T for its rows, and A A^T."""
+    """W (n, m), A (rank, m), B (n, rank), P (PARTS rank, m), G (SUMS, rank, rank).
+
+    U = W P^T is formed here, or GIVEN as (n, PARTS rank). Rows that this sum cannot give to
+    float32's accuracy are built from their elements and summed in float64.
+    """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ranks = tl.arange(0, RANK)
-    square = tl.zeros((ROWS,), tl.float64)
-    U = tl.zeros((ROWS, RANK), tl.float32)
-    G = tl.zeros((RANK, RANK), tl.float32)
-    for start in range(0, m, COLS):
+    line = rows.to(tl.int64)[:, None] * w_row
+    r = tl.arange(0, PARTS * RANK)
+    squares = tl.zeros((ROWS, COLS), tl.float32)
+    u = tl.zeros((ROWS, PARTS * RANK), tl.float32)
+    for start in tl.range(0, m, COLS, num_stages=STAGES):
         cols = start + tl.arange(0, COLS)
-        at = rows.to(tl.int64)[:, None] * w_row + cols[None, :]
-        w = tl.load(W + at, (rows < n)[:, None] & (cols < m)[None, :], 0.0)
-        inside = (ranks < rank)[:, None] & (cols < m)[None, :]
-        a = s * tl.load(A + ranks[:, None] * m + cols[None, :], inside, 0.0).to(tl.float32)
+        w = tl.load(W + line + cols[None, :], (rows < n)[:, None] & (cols < m)[None, :], 0.0)
         wide = w.to(tl.float32)
-        square += tl.sum(wide * wide, 1).to(tl.float64)
-        if SPLIT:
-            hi, lo = split(a)
-            U = add_product(w, tl.trans(hi), U)
-            U = add_product(w, tl.trans(lo), U)
-            G = add_product(hi, tl.trans(hi), G)
-            G = add_product(hi, tl.trans(lo), G)
-            G = add_product(lo, tl.trans(hi), G)
-            G = add_product(lo, tl.trans(lo), G)
-        else:
-            U = add_product(wide, tl.trans(a), U)
-            G = add_product(a, tl.trans(a), G)
-    inside = (rows < n)[:, None] & (ranks < rank)[None, :]
-    b = tl.load(B + rows[:, None] * rank + ranks[None, :], inside, 0.0).to(tl.float32)
-    change = tl.sum(b * add_product(b, G, 2 * U), 1)
-    own = tl.sum(tl.where(ranks[:, None] == ranks[None, :], G, 0.0), 0)  # ||s a_k||^2
-    parts = square.to(tl.float32) + tl.sum(b * b * own[None, :], 1)
-    odd = (own < 1e-30) | (own > 1e30)
-    odd_rows = tl.sum(((b != 0) & odd[None, :]).to(tl.int32), 1)
-    store_norm(norm, W, A, B, rows, square, change, parts, odd_rows, s, rest, n, w_row, m, rank, 32)
-
-
-@triton.jit
-def split_kernel(out, A, s, size, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    hi, lo = split(s * tl.load(A + at, at < size, 0.0).to(tl.float32))
-    tl.store(out + at, hi, at < size)
-    tl.store(out + size + at, lo, at < size)
-
-
-@triton.jit
-def large_norm_kernel(
-    norm, W, A, B, U, G, s, rest, n, w_row, m: tl.constexpr, rank: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
-    """The same for a large rank, given U = W [hi; lo]^T (n, 2 rank) and G = s^2 A A^T."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    square = tl.zeros((ROWS,), tl.float64)
-    for start in range(0, m, COLS):
-        cols = start + tl.arange(0, COLS)
-        at = rows.to(tl.int64)[:, None] * w_row + cols[None, :]
-        wide = tl.load(W + at, (rows < n)[:, None] & (cols < m)[None, :], 0.0).to(tl.float32)
-        square += tl.sum(wide * wide, 1).to(tl.float64)
-    change = tl.zeros((ROWS,), tl.float32)
-    parts = square.to(tl.float32)
-    odd_rows = tl.zeros((ROWS,), tl.int32)
+        if not GIVEN:
+            in_p = (r < PARTS * rank)[None, :] & (cols < m)[:, None]
+            p = tl.load(P + r[None, :] * m + cols[:, None], in_p, 0.0)
+            u = add_product(w if PARTS == 2 else wide, p, u)
+        squares += wide * wide
+    parts = tl.sum(squares, 1)
+    new = parts
+    if not GIVEN:
+        in_u = (rows < n)[:, None] & (r < PARTS * rank)[None, :]
+        left = tl.load(B + rows[:, None] * rank + (r % rank)[None, :], in_u, 0.0).to(tl.float32)
+        new += tl.sum(2 * left * u, 1)
+    odd = tl.zeros((ROWS,), tl.int32)
     for k0 in range(0, rank, RANK):
         k = k0 + tl.arange(0, RANK)
         inside = (rows < n)[:, None] & (k < rank)[None, :]
-        at = rows[:, None] * 2 * rank + k[None, :]
-        mixed = 2 * (tl.load(U + at, inside, 0.0) + tl.load(U + at + rank, inside, 0.0))
+        mixed = tl.zeros((ROWS, RANK), tl.float32)
+        if GIVEN:
+            at = rows[:, None] * PARTS * rank + k[None, :]
+            mixed = 2 * (tl.load(U + at, inside, 0.0) + tl.load(U + at + rank, inside, 0.0))
+        own = tl.zeros((RANK,), tl.float32)  # ||s a_k||^2
         for j0 in range(0, rank, RANK):
             j = j0 + tl.arange(0, RANK)
             here = (rows < n)[:, None] & (j < rank)[None, :]
             b = tl.load(B + rows[:, None] * rank + j[None, :], here, 0.0).to(tl.float32)
             here = (j < rank)[:, None] & (k < rank)[None, :]
-            g = tl.load(G + j[:, None] * rank + k[None, :], here, 0.0)
+            g = tl.zeros((RANK, RANK), tl.float32)
+            for i in range(SUMS):
+                g += tl.load(G + (i * rank + j[:, None]) * rank + k[None, :], here, 0.0)
             mixed = add_product(b, g, mixed)
+            own += tl.sum(tl.where(j[:, None] == k[None, :], g, 0.0), 0)
         b = tl.load(B + rows[:, None] * rank + k[None, :], inside, 0.0).to(tl.float32)
-        own = tl.load(G + k * rank + k, k < rank, 0.0)
-        change += tl.sum(b * mixed, 1)
+        new += tl.sum(b * mixed, 1)
         parts += tl.sum(b * b * own[None, :], 1)
-        odd = (own < 1e-30) | (own > 1e30)
-        odd_rows += tl.sum(((b != 0) & odd[None, :]).to(tl.int32), 1)
-    store_norm(norm, W, A, B, rows, square, change, parts, odd_rows, s, rest, n, w_row, m, rank, 32)
+        odd += tl.sum(((b != 0) & ((own < 1e-30) | (own > 1e30))[None, :]).to(tl.int32), 1)
+    usual = (new >= 0.25 * parts) & (parts > 1e-30) & (parts < 1e30) & (odd == 0)
+    lost = (usual == 0) & (rows < n)
+    result = tl.sqrt(new)
+    if tl.sum(lost.to(tl.int32), 0) > 0:
+        exact = tl.zeros((ROWS,), tl.float64)
+        for start in range(0, m, 8):
+            some = start + tl.arange(0, 8)
+            in_v = lost[:, None] & (some < m)[None, :]
+            at_v = rows.to(tl.int64)[:, None] * w_row + some[None, :]
+            v = tl.load(W + at_v, in_v, 0.0).to(tl.float64)
+            for i in range(rank):
+                c = tl.load(B + rows * rank + i, lost, 0.0).to(tl.float64)
+                a = tl.load(A + i * m + some, some < m, 0.0).to(tl.float64)
+                v += (s * c + rest * c)[:, None] * a[None, :]  # s in float64
+            exact += tl.sum(v * v, 1)
+        result = tl.where(lost, tl.sqrt(exact).to(tl.float32), result)
+    tl.store(norm + rows, result, rows < n)
 
 
-def _norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    out, inner = weight.shape
-    norm = torch.empty(out, dtype=torch.float32, device=weight.device)
-    rank = max(16, triton.next_power_of_2(lora_A.shape[0]))
-    rows = 32 if out >= 2048 else 16
-    split_A = weight.dtype == torch.bfloat16 and inner >= 256
-    cols = 2048 // rank if split_A else 1024 // rank  # as many as the registers take
-    cols = max(cols, 64) if split_A else cols
+def _norm(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, P: Tensor, G: Tensor, U: Tensor | None,
+    scaling: float,
+) -> Tensor:  # fmt: skip
+    (n, m), rank = weight.shape, len(lora_A)
+    norm = torch.empty(n, dtype=torch.float32, device=weight.device)
     s = ctypes.c_float(scaling).value
-    arguments = (s, scaling - s, out, weight.stride(0), inner, lora_A.shape[0])
-    options = {"ROWS": rows, "COLS": cols, "RANK": rank, "SPLIT": split_A, "num_warps": 8}
-    grid = (blocks(out, rows),)
-    if not launch(norm_kernel, grid, weight, norm, weight, lora_A, lora_B, *arguments, **options):
-        norm.copy_(dora.plain_norm(weight, lora_A, lora_B, scaling))
-    return norm
-
-
-def _split(lora_A: Tensor, scaling: float) -> Tensor:
-    rank, inner = lora_A.shape
-    parts = torch.empty(2 * rank, inner, dtype=torch.bfloat16, device=lora_A.device)
-    size = lora_A.numel()
+    split = len(P) > rank
+    # Four warps, and 64 rows where the tensor cores take bf16: with 128 columns, or eight warps,
+    # Triton 3.6 gave wrong sums on an H200.
+    rows, cols = (64, 64) if split else (32, 32)
     if not launch(
-        split_kernel, (blocks(size, 1024),), lora_A, parts, lora_A, scaling, size, BLOCK=1024
-    ):
-        scaled = scaling * lora_A.float()
-        parts[:rank] = scaled
-        parts[rank:] = scaled - parts[:rank]
-    return parts
-
-
-def _large_norm(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, U: Tensor, G: Tensor, scaling: float
-) -> Tensor:
-    out, inner = weight.shape
-    norm = torch.empty(out, dtype=torch.float32, device=weight.device)
-    s = ctypes.c_float(scaling).value
-    arguments = (s, scaling - s, out, weight.stride(0), inner, lora_A.shape[0])
-    if not launch(
-        large_norm_kernel, (blocks(out, 32),), weight,
-        norm, weight, lora_A, lora_B, U, G, *arguments,
-        ROWS=32, COLS=256, RANK=64,
+        norm_kernel, (blocks(n, rows),), weight,
+        norm, weight, lora_A, lora_B, P, G, U, s, scaling - s, n, weight.stride(0), m, rank,
+        ROWS=rows, COLS=cols, RANK=power(rank, 64 if U is None else 32), PARTS=1 + split,
+        SUMS=len(G), GIVEN=U is not None, STAGES=2 if not split else 5 if rank <= 32 else 4,
     ):  # fmt: skip
         norm.copy_(dora.plain_norm(weight, lora_A, lora_B, scaling))
     return norm
@@ -289,12 +300,14 @@ def _compose(
 ) -> Tensor:  # fmt: skip
     (tokens, out), rank = base.shape, h.shape[1]
     y = torch.empty_like(base)
-    block = 64 if tokens > 16 else 16
-    k = min(64 if base.itemsize == 2 else 32, max(16, triton.next_power_of_2(rank)))
+    block, k = 32 if tokens > 16 else 16, power(rank, 64 if base.itemsize == 2 else 32)
+    width = 128
+    if rank > MAX_RANK and tokens > 16:
+        block, width = 128, 64
     if not launch(
-        compose_kernel, (blocks(out, 128), blocks(tokens, block)), base,
+        compose_kernel, (blocks(out, width), blocks(tokens, block)), base,
         y, base, h, lora_B, magnitude, norm, bias, tokens, out, rank,
-        TOKENS=block, OUT=128, RANK=k, BIAS=bias is not None, KEEP=keep, num_warps=8,
+        TOKENS=block, OUT=width, RANK=k, BIAS=bias is not None, KEEP=keep,
     ):  # fmt: skip
         y, u = plain_compose(base, h, lora_B, magnitude, norm, bias)
         base.copy_(u)
@@ -311,16 +324,16 @@ def compose_backward_kernel(
     m = tl.load(magnitude + o, o < n, 0.0).to(tl.float32)
     length = tl.load(norm + o, o < n, 1.0)
     g = tl.where(length == 0, 1.0, tl.div_rn(m, length))
-    total = tl.zeros((OUT,), tl.float32)
-    for step in range(STEPS):
+    sums = tl.zeros((TOKENS, OUT), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=3):
         t = (tl.program_id(1) * STEPS + step) * TOKENS + tl.arange(0, TOKENS)
         t = t.to(tl.int64)
         inside = (t < tokens)[:, None] & (o < n)[None, :]
         d = tl.load(dy + t[:, None] * dy_row + o[None, :], inside, 0.0).to(tl.float32)
         v = tl.load(u + t[:, None] * n + o[None, :], inside, 0.0).to(tl.float32)
-        total += tl.sum(d * v, 0)
+        sums += d * v
         tl.store(d_u + t[:, None] * n + o[None, :], g[None, :] * d, inside)
-    total = tl.where(length == 0, 0.0, tl.div_rn(total, length))
+    total = tl.where(length == 0, 0.0, tl.div_rn(tl.sum(sums, 0), length))
     tl.store(d_m + tl.program_id(1) * n + o, total, o < n)
 
 
@@ -349,77 +362,35 @@ def _compose_backward(
     return d_u, d_m
 
 
-# ---- The operators: what torch.compile, the meta device and a dispatch mode see ----
+# ---- What minidora.dora calls ----
 
-_norm_op = torch.library.custom_op("minidora::norm", _norm, mutates_args=())
-_split_op = torch.library.custom_op("minidora::split", _split, mutates_args=())
-_large_norm_op = torch.library.custom_op("minidora::large_norm", _large_norm, mutates_args=())
-_compose_op = torch.library.custom_op("minidora::compose", _compose, mutates_args=("base",))
-_compose_backward_op = torch.library.custom_op(
-    "minidora::compose_backward", _compose_backward, mutates_args=()
+prepare = operator("prepare", _prepare, _prepared)
+norm = operator("norm", _norm, lambda W, *_: W.new_empty(len(W), dtype=torch.float32))
+compose = operator("compose", _compose, lambda base, *_: torch.empty_like(base), ("base",))
+compose_backward = operator(
+    "compose_backward",
+    _compose_backward,
+    lambda dy, u, *_: (
+        torch.empty_like(u),
+        u.new_empty(blocks(len(u), 128), u.shape[1], dtype=torch.float32),
+    ),
 )
 
 
-@_norm_op.register_fake
-@_large_norm_op.register_fake
-def _(weight: Tensor, *_: Any) -> Tensor:
-    return weight.new_empty(weight.shape[0], dtype=torch.float32)
-
-
-@_split_op.register_fake
-def _(lora_A: Tensor, _: float) -> Tensor:
-    return lora_A.new_empty(2 * lora_A.shape[0], lora_A.shape[1], dtype=torch.bfloat16)
-
-
-@_compose_op.register_fake
-def _(base: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(base)
-
-
-@_compose_backward_op.register_fake
-def _(dy: Tensor, u: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u), u.new_empty(
-        blocks(u.shape[0], 128), u.shape[1], dtype=torch.float32
-    )
-
-
-def _direct(tensor: Tensor) -> bool:
-    """On a GPU a kernel is started directly: the dispatcher takes longer than most kernels."""
-    return tensor.is_cuda and not torch.compiler.is_compiling()
+def factored_norm(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """||W + s B A||_row, (out,), in float32, and P: the rounded s A, then what rounding left."""
+    weight = weight if weight.stride(1) == 1 else weight.contiguous()
+    A, B, rank = lora_A.contiguous(), lora_B.contiguous(), len(lora_A)
+    P, G = prepare(A, scaling, weight.dtype == torch.bfloat16)
+    U = None
+    if rank > MAX_RANK:
+        U = torch.mm(weight, P.T, out_dtype=torch.float32)
+        G = torch.mm(P, P.T, out_dtype=torch.float32).view(2, rank, 2, rank).sum((0, 2))[None]
+    return norm(weight, A, B, P, G, U, scaling), P
 
 
 def forms_norm(weight: Tensor, lora_A: Tensor) -> bool:
     """Whether factored_norm takes this rank: a large one wants a product of bf16 in float32."""
-    large = weight.dtype == torch.bfloat16 and hasattr(torch.ops.aten.mm, "dtype")
-    return len(lora_A) <= MAX_RANK or large
-
-
-def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    """||W + s B A||_row, (out,), in float32: one launch up to MAX_RANK, else five."""
-    weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    A, B = lora_A.contiguous(), lora_B.contiguous()
-    direct = _direct(weight)
-    if len(A) <= MAX_RANK:
-        return (_norm if direct else _norm_op)(weight, A, B, scaling)
-    parts = (_split if direct else _split_op)(A, scaling)
-    U = torch.mm(weight, parts.T, out_dtype=torch.float32)
-    G = torch.mm(parts, parts.T, out_dtype=torch.float32).view(2, len(A), 2, len(A)).sum((0, 2))
-    return (_large_norm if direct else _large_norm_op)(weight, A, B, U, G, scaling)
-
-
-def compose(
-    base: Tensor, h: Tensor, lora_B: Tensor, magnitude: Tensor, norm: Tensor,
-    bias: Tensor | None, keep: bool,
-) -> Tensor:  # fmt: skip
-    """y = g (base + h B^T) + bias, (tokens, out); where keep is set, base becomes u."""
-    call = _compose if _direct(base) else _compose_op
-    return call(base, h, lora_B.contiguous(), magnitude, norm, bias, keep)
-
-
-def compose_backward(
-    dy: Tensor, u: Tensor, magnitude: Tensor, norm: Tensor
-) -> tuple[Tensor, Tensor]:
-    """d_u = g dy, (tokens, out), and the magnitude's gradient in partial sums, (parts, out)."""
-    dy = dy if dy.stride(1) == 1 else dy.contiguous()
-    call = _compose_backward if _direct(u) else _compose_backward_op
-    return call(dy, u, magnitude, norm)
+    return len(lora_A) <= MAX_RANK or (weight.dtype == torch.bfloat16 and dora.MIXED_MM)

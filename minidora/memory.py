@@ -358,6 +358,44 @@ class LiveBytes(TorchDispatchMode):
             self.now += size
 
 
+class Launches(TorchDispatchMode):
+    """Within it, list the operations that start a kernel, and count the bytes they must move.
+
+    A GPU starts each of them and waits for it; what only describes memory anew (a view) or
+    reserves it (empty) is left out. It runs on the meta device: without a GPU, and without data.
+
+    Attributes:
+        names: of the operations, in order, such as "aten.mm.default".
+        bytes: of their inputs and outputs; what is changed in place is both.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = _tensors((args, kwargs))
+        written = _tensors(result)
+        known = _storages(read)
+        view = not func._schema.is_mutable and all(key in known for key in _storages(written))
+        if "empty" in func.__name__ or (view and written):
+            return result
+        places = zip(func._schema.arguments, args, strict=False)
+        changed = [t for place, t in places if place.is_write and isinstance(t, Tensor)]
+        written += [t for t in changed if all(t is not other for other in written)]
+        self.names.append(str(func))
+        self.bytes += sum(tensor.nbytes for tensor in read + written)
+        return result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def activation_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass of forward(), such as lambda: loss(model(x)).
 

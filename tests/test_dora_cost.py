@@ -7,15 +7,18 @@ asserted does not depend on the machine. Times are never asserted: see `minidora
 import copy
 import gc
 import io
+import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from minidora import DoRALinear, LoRALinear, adapt, cached_scale, merge
+from minidora import DoRALinear, LoRALinear, adapt, cached_scale, merge, reuse_norms
 from minidora.dora import row_norm
-from minidora.memory import LiveBytes
+from minidora.memory import Launches, LiveBytes
 
 TOKENS, IN, OUT, RANK = 96, 256, 320, 8
 
@@ -86,6 +89,164 @@ def test_the_count_sees_what_it_should() -> None:
     assert held == 0  # tanh holds its output alone
     held, _ = held_and_peak(nn.Sequential(nn.Linear(IN, OUT), nn.GELU()), torch.float32)
     assert held == 4 * TOKENS * OUT  # its input
+
+
+# ---- On a GPU, counted on the meta device, which takes the same path ----
+
+
+def gpu_layers(rank: int = 16, bias: bool = True) -> tuple[LoRALinear, DoRALinear]:
+    pytest.importorskip("triton", reason="without Triton a GPU takes the plain form")
+    base = nn.Linear(4096, 4096, bias=bias, dtype=torch.bfloat16, device="meta")
+    return LoRALinear(copy.deepcopy(base), rank, 32.0), DoRALinear(base, rank, 32.0)
+
+
+def launches(layer: nn.Module, tokens: int = 4096) -> tuple[Launches, Launches]:
+    x = torch.empty(tokens, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    layer.zero_grad()
+    with Launches() as forward:
+        y = layer(x)
+    with Launches() as backward:
+        y.backward(torch.empty_like(y))
+    return forward, backward
+
+
+def test_the_counter_counts_launches_and_their_bytes() -> None:
+    x, w = torch.empty(8, 4, device="meta"), torch.empty(16, 4, device="meta")
+    with Launches() as seen:
+        y = x @ w.T
+        y.view(4, 32)[1:].add_(1.0)
+        torch.empty_like(y)
+    assert seen.names == ["aten.mm.default", "aten.add_.Tensor"]
+    assert seen.bytes == 4 * (8 * 4 + 16 * 4 + 8 * 16) + 4 * 2 * 3 * 32
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rank", [16, 64])
+def test_launches_beside_lora(bias: bool, rank: int) -> None:
+    lora, dora = gpu_layers(rank, bias)
+    lora_forward, lora_backward = launches(lora)
+    forward, backward = launches(dora)
+    assert len(lora_forward.names) >= 5
+    assert len(forward.names) <= len(lora_forward.names) + 6
+    assert len(backward.names) <= len(lora_backward.names) + 3
+    with reuse_norms(dora):
+        reused, again = launches(dora)
+    assert len(reused.names) <= len(lora_forward.names) + 1
+    assert len(again.names) <= len(lora_backward.names) + 3
+    for seen in (forward, backward, reused, again):  # a CUDA graph cannot read a value back
+        assert not {"item", "_local_scalar_dense", "equal", "nonzero"} & {
+            name.split(".")[1] for name in seen.names
+        }
+
+
+def test_bytes_moved_beside_lora() -> None:
+    lora, dora = (sum(seen.bytes for seen in launches(layer)) for layer in gpu_layers())
+    assert dora <= 1.6 * lora
+
+
+def test_a_step_on_a_gpu_holds_one_tensor_more_and_nothing_wide() -> None:
+    found = {}
+    for layer in gpu_layers():
+        x = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        dy = torch.empty_like(x)
+        with LiveBytes() as watch:
+            layer(x).backward(dy)
+        found[type(layer)] = watch.peak
+        largest = max(b - a for a, b in zip([0, *watch.history], watch.history, strict=False))
+        assert largest < 4 * 4096 * 4096  # a float32 tensor of the size of W or of y
+    assert found[DoRALinear] <= 1.03 * found[LoRALinear] + 2 * 4096 * 4096
+
+
+# ---- reuse_norms ------------------------------------------------------------------------------
+
+
+def trained(net: nn.Module, batches: list[Tensor], checkpointed: bool) -> list[Tensor]:
+    """Outputs and accumulated gradients of micro-batches."""
+    net.zero_grad()
+    outputs = []
+    for x in batches:
+        y = checkpoint(net, x, use_reentrant=False) if checkpointed else net(x)
+        y.pow(2).sum().backward()
+        outputs.append(y.detach())
+    return outputs + [p.grad for p in net.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_reuse_norms_is_bit_identical_and_computes_each_norm_once(
+    checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = model().train()
+    batches = [torch.randn(5, 6) for _ in range(3)]
+    calls = norms_counted(monkeypatch)
+    expected = trained(net, batches, checkpointed)
+    assert len(calls) == 2 * 3 * (1 + checkpointed)
+    calls.clear()
+    with reuse_norms(net):
+        with reuse_norms(net):
+            got = trained(net, batches, checkpointed)
+        got = trained(net, batches, checkpointed)
+    assert len(calls) == 2
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    net[0].lora_B.data.mul_(2)
+    assert not torch.equal(net(batches[0]), expected[0])
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+
+
+@pytest.mark.parametrize("context", [reuse_norms, cached_scale])
+def test_a_step_of_this_models_optimizer_is_refused_and_another_passes(
+    context: Callable[[nn.Module], AbstractContextManager[None]],
+) -> None:
+    net, other = model(), model()
+    for each in (net, other):
+        each(torch.ones(1, 6)).sum().backward()
+    before = [p.clone() for p in net.parameters()]
+    mine, theirs = sgd(net), sgd(other)
+    with context(net):
+        theirs.step()
+        with pytest.raises(RuntimeError, match=f"step within {context.__name__}.*step after it"):
+            mine.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    mine.step()
+    assert not all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("what", "action"),
+    [
+        ("load_state_dict", lambda n: n.load_state_dict(n.state_dict())),
+        ("merge", merge),
+        ("reset_parameters", lambda n: n[0].reset_parameters()),
+    ],
+)
+def test_reuse_norms_refuses(what: str, action: Callable[[nn.Module], object]) -> None:
+    net = model().train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with reuse_norms(net), pytest.raises(RuntimeError, match=f"{what} within reuse_norms"):
+        action(net)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    action(net)
+
+
+def test_reuse_norms_wants_a_dora_layer_and_leaves_no_trace_in_copies() -> None:
+    with pytest.raises(ValueError, match="Linear has no DoRALinear"), reuse_norms(nn.Linear(2, 2)):
+        pass
+    net = model().train()
+    with reuse_norms(net):
+        twins = [copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
+        net.eval()
+        net.train()
+    for twin in twins:
+        twin[0].lora_B.data.mul_(3)
+        sgd(twin)
+        v = twin[0].base.weight + twin[0].delta_weight()
+        weight = (twin[0].magnitude / v.norm(dim=1))[:, None] * v
+        torch.testing.assert_close(twin[0].effective_weight(), weight)
+        twin.load_state_dict(net.state_dict())
+        twin[0].merge()
+    assert net[0].cached_norm is None
 
 
 # ---- cached_scale -----------------------------------------------------------------------------
