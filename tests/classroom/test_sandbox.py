@@ -19,7 +19,7 @@ from minidora import checks
 from minidora.classroom import folder as folders
 from minidora.classroom import submissions
 from minidora.classroom.grade import Limits
-from minidora.runner import sandbox
+from minidora.runner import probe, sandbox
 from minidora.runner.process import Worker, WorkerPool
 
 CLOSED = checks.LESSONS[3].closed
@@ -104,6 +104,15 @@ def test_no_closed_file_is_shown(lesson: Any, tmp_path: Path) -> None:
     for name in lesson.closed:
         path = sandbox.PACKAGE.joinpath(*name.split(".")[1:])
         assert f"{path}.py" not in line
+
+
+def test_every_probe_that_a_check_names_is_one() -> None:
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in (sandbox.PACKAGE / "checks").glob("*.py")
+    )
+    named = set(re.findall(r"probe\(\s*(?:probe\.)?(\w+),", text)) - {"function", "self"}
+    assert len(named) > 5
+    assert named <= set(probe.PROBES)
 
 
 OUTLIVE = """
