@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minidora import summary
 from minidora.adapt import adapt
 from minidora.evidence import analysis, pretrain
 from minidora.evidence.bench import load_reports
@@ -407,6 +408,18 @@ def rate_over_method(figures: Record) -> Values:
     return found
 
 
+# ---- From the committed sweeps ----
+
+SWEEPS = Path(__file__).with_name("sweeps")
+"""The results of `minidora experiment run --question NAME`, a folder each."""
+
+
+def own_rate(figures: Record, question: str) -> Values:
+    """Test accuracy with a multiple of the learning rate minus that without, in points."""
+    differences = summary.report(SWEEPS / question).differences
+    return {first.split(", ", 2)[2]: _interval(d) for (first, _), d in differences.items()}
+
+
 # ---- From the committed benchmarks ----
 
 
@@ -430,6 +443,6 @@ MEASURES: dict[str, Callable[..., Values]] = {
         adam, adapters, trained_percent, magnitudes_of_model, magnitudes_of_lora, vectors,
         distance_at_start, shrunk_and_grown, correlation, order, nearer_to_full, explained, moved,
         gain, half_rank, rank_gain, too_large, more_targets, rank_range, low_rank_gain, detached,
-        tuned_gap, rate_over_method, cost,
+        tuned_gap, rate_over_method, own_rate, cost,
     )
 }  # fmt: skip
