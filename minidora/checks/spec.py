@@ -45,6 +45,7 @@ class Spec(Exercise, Oracle):
 
     half: bool = field(default=True, kw_only=True)
     extra: list[Callable[[Answer], None]] = field(default_factory=list, init=False)
+    looks: list[Callable[[Answer], None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         Exercise.__post_init__(self)
@@ -55,10 +56,28 @@ class Spec(Exercise, Oracle):
         self.extra.append(check)
         return check
 
+    def explain(self, look: Callable[[Answer], None]) -> Callable[[Answer], None]:
+        """Look once more at what was refused without a name: look(answer) refuses it by name.
+
+        For a result that says little by itself, as a rank or a list of names does.
+        """
+        self.looks.append(look)
+        return look
+
     # ---- The battery ----
 
     def judge(self, answer: Answer) -> None:
-        """The check of this exercise: from what tells most to what is rarely wrong."""
+        """The check of this exercise."""
+        try:
+            self.battery(answer)
+        except Refused as refused:
+            if refused.helped and not refused.known:
+                for look in self.looks:
+                    look(answer)
+            raise
+
+    def battery(self, answer: Answer) -> None:
+        """From what tells most to what is rarely wrong."""
         has_tensors = any(slot.axes is not None for slot in self.inputs)
         for case, given, value in self.examples:
             answer.case(case)

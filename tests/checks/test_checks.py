@@ -115,6 +115,11 @@ RIGHT = {
             return [n * float32, n * float32, n * float32 + n * float32]
         """,
         "def adam_bytes(n): return 4.0 * n, 4.0 * n, 8.0 * n",
+        """
+        def adam_bytes(n):
+            import numpy as np
+            return tuple(np.array([1, 1, 2], dtype=np.int64) * 4 * n)
+        """,
     ],
     "adapter_parameters": [
         """
@@ -127,6 +132,12 @@ RIGHT = {
                 lora += A.numel() + B.numel()
                 dora += A.numel() + B.numel() + m.numel()
             return [lora, dora]
+        """,
+        """
+        def adapter_parameters(shapes, rank):
+            import numpy as np
+            lora = (rank * np.array(shapes)).sum()  # np.int64
+            return lora, lora + np.array(shapes)[:, 0].sum()
         """,
     ],
     "training_bytes": [
@@ -163,6 +174,11 @@ RIGHT = {
             packed = torch.empty(out * in_, dtype=torch.uint8, device="meta")[::2]
             return packed.nbytes + sum(4 for start in range(0, out * in_, 64))
         """,
+        """
+        def four_bit_bytes(out, in_):
+            import numpy as np
+            return np.ceil(out * in_ / np.array([2, 64])).astype(int) @ [1, 4]  # np.int64
+        """,
     ],
     "what_fits": [
         """
@@ -175,6 +191,18 @@ RIGHT = {
                 if not need > gpu_gib:
                     names.append(name)
             return tuple(names)
+        """,
+        """
+        def four_bit_bytes(out, in_):
+            return math.ceil(out * in_ / 2) + 4 * math.ceil(out * in_ / 64)
+
+        def what_fits(gpu_gib, parameters, adapters):  # with one's own 1.4
+            adapter = 4 * adapters + 4 * adapters + 2 * 4 * adapters
+            needs = [4 * (4 * parameters)]
+            for base in (4 * parameters, 2 * parameters, four_bit_bytes(1, parameters)):
+                needs.append(base + adapter)
+            names = ["full", "lora-float32", "lora-bfloat16", "lora-4bit"]
+            return [name for name, need in zip(names, needs) if gpu_gib * 1024**3 - need >= 0]
         """,
     ],
     "largest_rank": [
@@ -191,6 +219,13 @@ RIGHT = {
             outs, both = sum(o for o, i in shapes), sum(o + i for o, i in shapes)
             rank = int(((gpu - base) / 16 - outs) / both)
             return min(max(rank, 0), *[min(shape) for shape in shapes])
+        """,
+        """
+        def largest_rank(gpu, base, shapes):
+            import numpy as np
+            sides = np.array(shapes)
+            rank = (gpu - base - 16 * sides[:, 0].sum()) // (16 * sides.sum())
+            return np.clip(rank, 0, sides.min())  # np.int64
         """,
     ],
     "init_lora": [
@@ -536,6 +571,14 @@ RIGHT = {
         """,
         """
         def draw_clusters(clusters):
+            import numpy as np
+            points = clusters.numpy()
+            names = np.unique(points)
+            drawn = np.random.default_rng().choice(names, len(names))
+            return torch.from_numpy(np.concatenate([np.flatnonzero(points == d) for d in drawn]))
+        """,
+        """
+        def draw_clusters(clusters):
             _, which, sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
             times = torch.bincount(torch.randint(len(sizes), sizes.shape), minlength=len(sizes))
             return torch.repeat_interleave(torch.arange(len(clusters)), times[which])
@@ -550,6 +593,12 @@ RIGHT = {
         """
         def magnitude_gradient(gradient, v):
             return gradient.norm(dim=1) * torch.cosine_similarity(gradient, v, dim=1)
+        """,
+        """
+        def magnitude_gradient(gradient, v):  # autograd's own
+            m = torch.ones(len(v), dtype=v.dtype, device=v.device, requires_grad=True)
+            (m[:, None] * v / v.norm(dim=1, keepdim=True)).backward(gradient)
+            return m.grad
         """,
     ],
     "split_gradient": [
