@@ -2,37 +2,26 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minidora.checks.exercise import Answer, Lesson, kind_of
-from minidora.checks.expect import randn, require
+from minidora.checks.expect import expect, expect_parts, randn, require
 from minidora.checks.oracle import Wrong
 from minidora.checks.spec import spec
+from minidora.runner import probe
 
 lesson = Lesson(5, "05_why_it_works", closed=("minidora.geometry",))
+
+
+# ---- 5.1 and 5.2: how weights move ----
 
 
 def _lengths(matrix: Tensor) -> Tensor:
     """The length of each row, by Python's own exact sums."""
     return torch.tensor([math.hypot(*row) for row in matrix.tolist()], dtype=torch.float64)
-
-
-def _float64(number: float) -> Tensor:
-    return torch.tensor(number, dtype=torch.float64)
-
-
-def _value(got: Any) -> float:
-    """Of an answer that is one number."""
-    one = isinstance(got, float) or (isinstance(got, Tensor) and got.numel() == 1)
-    require(one, f"expected one number, got {kind_of(got)}")
-    return float(got)
-
-
-# ---- How weights move ----
 
 
 @spec(
@@ -44,60 +33,40 @@ def _value(got: Any) -> float:
     teaches="what the paper's Delta M measures, and that it cannot say whether rows grew",
     hint="One row grows by 5, another shrinks by 8. By how much did a row change, on average?",
     shapes="(out, in), (out, in) -> ()",
-    grads=(),
+    grads=(),  # a plain number will do
     tiny=("weight", "reference"),
+    half=False,
 )
 def delta_magnitude(weight: Tensor, reference: Tensor) -> Tensor:
     return (_lengths(weight) - _lengths(reference)).abs().mean()
 
 
-def _wrong_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
+def _wrong_delta_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
     before = _lengths(w0)
-    moved = _lengths(w) - before
-    cancel = "gains and losses cancel: take |m - m0| of each row before the mean"
-    yield cancel, moved.mean().abs()
-    yield cancel, moved.mean() if moved.mean() < 0 else None
-    yield (
-        "this is how long W - W0 is: compare the length of a row with what it was",
-        (w - w0).norm(dim=1).mean(),
-    )
-    yield (
-        "one norm per input (dim=0): there is one magnitude per output neuron",
-        (w.norm(dim=0) - w0.norm(dim=0)).abs().mean(),
-    )
+    moved, turned = _lengths(w) - before, (w - w0).norm(dim=1)
+    cancel = "gains and losses cancel: take |m - m0| of each row"
+    yield f"{cancel} before the mean", moved.mean()
+    yield f"{cancel}, and the mean of that", moved.mean().abs()
+    yield "this is how long W - W0 is: compare the length of a row with what it was", turned.mean()
+    columns = (w.norm(dim=0) - w0.norm(dim=0)).abs()
+    yield "one norm per input (dim=0): there is one magnitude per output neuron", columns.mean()
     yield "one number per row: take their mean", moved.abs()
     yield "one number per row: take the mean of their absolute values", moved
     yield "this is the sum: take the mean over the rows", moved.abs().sum()
-    yield (
-        "divided by the wrong number: k counts the rows, one per output",
-        moved.abs().sum() / w.shape[1],
-    )
+    wrong_k = "divided by the wrong number: k counts the rows, one per output"
+    yield wrong_k, moved.abs().sum() / w.shape[1]
     yield "one norm for the whole matrix: there is one per row", (w.norm() - w0.norm()).abs()
     yield "these are squares: equation 3 has absolute values", moved.square().mean()
     yield "the root of mean squares: equation 3 has |m - m0|", moved.square().mean().sqrt()
     yield "a relative change: equation 3 does not divide by m0", (moved.abs() / before).mean()
     yield "the largest change: take the mean", moved.abs().amax()
+    yield "the median change: take the mean", moved.abs().quantile(0.5)
     yield "the mean change of an entry: compare lengths of rows", (w - w0).abs().mean()
 
 
 delta_magnitude.example([[6, 8], [3, 4], [10, 0]], [[3, 4], [5, 12], [0, 5]], gives=6)
-delta_magnitude.mistakes_of(_wrong_magnitudes)
-
-
-@delta_magnitude.also
-def _not_moved(answer: Answer) -> None:
-    answer.case("not moved")
-    weight = randn(4, 3)
-    require(_value(answer(weight, weight.clone())) == 0, "not 0 for a weight that did not move")
-
-
-def _delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
-    """Mean of 1 - cos as half the squared distance of the unit rows: exact for tiny changes too."""
-    total = []
-    for row, row0 in zip(weight.tolist(), reference.tolist(), strict=True):
-        long, long0 = math.hypot(*row), math.hypot(*row0)
-        total.append(math.dist([a / long for a in row], [b / long0 for b in row0]) ** 2 / 2)
-    return _float64(math.fsum(total) / len(total))
+delta_magnitude.example([[3, 4], [5, 12]], [[3, 4], [5, 12]], gives=0, case="not moved")
+delta_magnitude.mistakes_of(_wrong_delta_magnitudes)
 
 
 @spec(
@@ -111,51 +80,44 @@ def _delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
     shapes="(out, in), (out, in) -> ()",
     grads=(),
     tiny=("weight", "reference"),
-    tiny_scale=1e-7,  # torch.cosine_similarity stops at 1e-8, and is right
+    tiny_scale=1e-6,  # below 1e-8 torch.cosine_similarity is not exact any more
     half=False,
 )
 def delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
-    return _delta_direction(weight, reference)
+    """1 - cos as half the squared distance of the unit rows: exact for tiny changes too."""
+    total = []
+    for row, row0 in zip(weight.tolist(), reference.tolist(), strict=True):
+        long, long0 = math.hypot(*row), math.hypot(*row0)
+        total.append(math.dist([a / long for a in row], [b / long0 for b in row0]) ** 2 / 2)
+    return torch.tensor(math.fsum(total) / len(total), dtype=torch.float64)
 
 
-def _wrong_directions(w: Tensor, w0: Tensor) -> Wrong:
+def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
     u, u0 = w / _lengths(w)[:, None], w0 / _lengths(w0)[:, None]
-    cos = (u * u0).sum(1)
+    cos, change = (u * u0).sum(1), w - w0
     columns = ((w / w.norm(dim=0)) * (w0 / w0.norm(dim=0))).sum(0)
-    towards = ((w - w0) * u0).sum(1) / _lengths(w - w0)
     yield "this is the mean cosine, 1 for what did not move: take 1 - cos", cos.mean()
-    yield (
-        "cosines of the columns (dim=0): there is one direction per output neuron",
-        1 - columns.mean(),
-    )
-    yield (
-        "one cosine for the whole matrix: row by row",
-        1 - (w * w0).sum() / (w.norm() * w0.norm()),
-    )
+    per_output = "cosines of the columns (dim=0): there is one direction per output neuron"
+    yield per_output, 1 - columns.mean()
+    whole = (w * w0).sum() / (w.norm() * w0.norm())
+    yield "one cosine for the whole matrix: row by row", 1 - whole
     yield "one number per row: take their mean", 1 - cos
     yield "this is the sum: take the mean over the rows", (1 - cos).sum()
-    yield (
-        "divided by the wrong number: k counts the rows, one per output",
-        (1 - cos).sum() / w.shape[1],
-    )
-    yield (
-        "|cos| takes a reversed row for one that did not move: keep signs",
-        1 - cos.abs().mean(),
-    )
+    wrong_k = "divided by the wrong number: k counts the rows, one per output"
+    yield wrong_k, (1 - cos).sum() / w.shape[1]
+    reversed_ = "|cos| takes a reversed row for one that did not move: keep signs"
+    yield reversed_, 1 - cos.abs().mean()
     yield "cos is squared: equation 4 has 1 - cos", 1 - cos.square().mean()
     yield "the products are not divided by both lengths", 1 - (w * w0).sum(1).mean()
     yield "divided by the lengths in W0 alone: divide by W's too", 1 - (w * u0).sum(1).mean()
     yield "divided by the lengths in W alone: divide by W0's too", 1 - (u * w0).sum(1).mean()
     yield "this is the angle: equation 4 has 1 - cos", cos.clamp(-1, 1).acos().mean()
-    yield "this is the distance of the directions: 1 - cos is wanted", _lengths(u - u0).mean()
-    yield (
-        "the cosine of W - W0 and W0: compare the direction of W with that of W0",
-        1 - towards.mean(),
-    )
-
-
-delta_direction.example([[0, 5], [4, 3], [-4, 3]], [[3, 4], [0, 2], [1, 0]], gives=0.8)
-delta_direction.mistakes_of(_wrong_directions)
+    distance = (u - u0).norm(dim=1).mean()
+    yield "this is the distance of the directions: 1 - cos is wanted", distance
+    yield "the largest of all rows: take the mean", (1 - cos).amax()
+    towards = (change * u0).sum(1) / _lengths(change)
+    of_change = "the cosine of W - W0 and W0: compare the direction of W with that of W0"
+    yield of_change, 1 - towards.mean()
 
 
 @delta_direction.also
@@ -164,7 +126,10 @@ def _small_change(answer: Answer) -> None:
     for _ in range(3):
         reference = randn(8, 16)
         weight = reference + 1e-4 * randn(8, 16)
-        got, want = _value(answer(weight, reference)), float(_delta_direction(weight, reference))
+        got, want = (
+            float(answer(weight, reference)),
+            float(delta_direction.want([weight, reference])[0]),
+        )
         require(
             abs(got / want - 1) < 0.01,
             f"expected {want:.3e}, got {got:.3e}: a float32 near 1 has steps of 6e-8, "
@@ -172,7 +137,11 @@ def _small_change(answer: Answer) -> None:
         )
 
 
-# ---- What goes with what ----
+delta_direction.example([[0, 5], [4, 3], [-4, 3]], [[3, 4], [0, 2], [1, 0]], gives=0.8)
+delta_direction.mistakes_of(_wrong_delta_directions)
+
+
+# ---- 5.3: correlation ----
 
 
 @spec(
@@ -184,89 +153,57 @@ def _small_change(answer: Answer) -> None:
     teaches="what a correlation measures, and that units and slope are no part of it",
     hint="If y is measured in other units, or from another zero, which parts of r may change?",
     shapes="(n,), (n,) -> ()",
-    sizes={"n": (4, 12)},
+    sizes={"n": (4, 12)},  # of one point there is no correlation, and of two it is 1 or -1
     draw={
         "x": lambda n: 2 + randn(n, dtype=torch.float64),
         "y": lambda n: 3 + 5 * randn(n, dtype=torch.float64),
     },
     grads=(),
+    tiny=("x", "y"),
     tiny_scale=1e-6,
     half=False,
 )
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    return _float64(statistics.correlation(x.tolist(), y.tolist()))
+    return torch.tensor(statistics.correlation(x.tolist(), y.tolist()), dtype=torch.float64)
 
 
-def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    ranks = [[sorted(part).index(entry) for entry in part] for part in (x, y)]
-    return statistics.correlation(*ranks)
+def _ranks(x: Tensor) -> list[int]:
+    return [sorted(x.tolist()).index(entry) for entry in x.tolist()]
 
 
 def _wrong_correlations(x: Tensor, y: Tensor) -> Wrong:
-    r = statistics.correlation(x.tolist(), y.tolist())
-    n, cov = len(x), statistics.covariance(x.tolist(), y.tolist())  # divided by n - 1
-    xx, yy = float(x.var()), float(y.var())
-    dx, dy = x - x.mean(), y - y.mean()
-    mixed = "divided by n and by n - 1: "
-    yield mixed + ".mean() has n, .std() has n - 1, take one", _float64(r * (n - 1) / n)
-    yield mixed + "the covariance and both spreads take one", _float64(r * n / (n - 1))
-    covariance = "this is the covariance: divide it by both standard deviations"
-    yield covariance, _float64(cov)
-    yield covariance, _float64(cov * (n - 1) / n)
-    yield (
-        "this is the sum of products: divide it by both spreads",
-        _float64(cov * (n - 1)),
-    )
-    yield "this is r squared: r has a sign", _float64(r * r)
-    yield (
-        "the sign is lost: r is negative where y falls as x grows",
-        _float64(-r) if r < 0 else None,
-    )
-    yield "the sign is the wrong way round", _float64(-r) if r > 0 else None
-    yield (
-        "this is Spearman's correlation, of ranks: use values",
-        _float64(_spearman(x.tolist(), y.tolist())),
-    )
+    r, n = pearson.oracle(x, y), len(x)
+    x_, y_ = x - x.mean(), y - y.mean()
+    products, xx, yy = (x_ * y_).sum(), x_.square().sum(), y_.square().sum()
+    yield "divided by n and by n - 1: .mean() has n, .std() has n - 1, take one", r * (n - 1) / n
+    yield "divided by n and by n - 1: the covariance and both spreads take one", r * n / (n - 1)
+    yield "this is the covariance: divide it by both standard deviations", products / n
+    yield "this is the covariance, over n - 1: divide it by both spreads", products / (n - 1)
+    yield "this is the sum of products: divide it by both spreads", products
+    yield "this is r squared: r has a sign", r * r
+    yield "the sign is lost or wrong: r is negative where y falls as x grows", -r
+    spearman = torch.tensor(statistics.correlation(_ranks(x), _ranks(y)), dtype=torch.float64)
+    yield "this is Spearman's correlation, of ranks: use values", spearman
     yield "the means are not subtracted", (x * y).sum() / (x.norm() * y.norm())
-    yield "the mean of y is not subtracted below the line", (dx * y).sum() / (dx.norm() * y.norm())
-    yield "the mean of x is not subtracted below the line", (x * dy).sum() / (x.norm() * dy.norm())
-    yield (
-        "this is the slope of y over x: divide by both standard deviations",
-        _float64(cov / xx),
-    )
-    yield (
-        "this is the slope of x over y: divide by both standard deviations",
-        _float64(cov / yy),
-    )
-    yield (
-        "divided by both variances: divide by standard deviations",
-        _float64(cov / (xx * yy)),
-    )
-    yield "the root is missing below the line", _float64(cov / (xx * yy) / (n - 1))
-    yield (
-        "this is the table of all correlations: return the one of x and y",
-        torch.tensor([[1, r], [r, 1]], dtype=torch.float64),
-    )
-
-
-pearson.example([1, 4, 7, 8], [14, 16, 8, 2], gives=-5 / 6)
-pearson.mistakes_of(_wrong_correlations)
+    yield "the mean of y is not subtracted below the line", products / (xx.sqrt() * y.norm())
+    yield "the mean of x is not subtracted below the line", products / (x.norm() * yy.sqrt())
+    yield "this is the slope of y over x: divide by both standard deviations", products / xx
+    yield "this is the slope of x over y: divide by both standard deviations", products / yy
+    both = "divided by both variances: divide by standard deviations"
+    yield both, products / (xx * yy) * (n - 1)
+    yield "the root is missing below the line", products / (xx * yy)
+    table = torch.eye(2, dtype=torch.float64) + r * (1 - torch.eye(2, dtype=torch.float64))
+    yield "this is the table of all correlations: return the one of x and y", table
 
 
 @pearson.also
-def _units_and_zero(answer: Answer) -> None:
-    answer.case("other units")
-    for scale in (1e-3, 1e3):
-        x, y = randn(8), randn(8)
-        want = statistics.correlation(x.tolist(), y.tolist())
-        got = _value(answer(scale * x, y))
-        require(abs(got - want) < 1e-4, f"expected {want:.4f} in any unit of x, got {got:.4f}")
+def _far_from_zero(answer: Answer) -> None:
     answer.case("far from zero")
     for sign in (1, -1):
         x = randn(30)
         y = sign * x + 0.5 * randn(30) + 3000
         x = x - 2000
-        got, want = _value(answer(x, y)), statistics.correlation(x.tolist(), y.tolist())
+        got, want = float(answer(x, y)), float(pearson.want([x, y])[0])
         require(
             abs(got - want) < 1e-3,
             f"expected {want:.4f}, got {got:.4f}: large sums cancel, "
@@ -274,39 +211,73 @@ def _units_and_zero(answer: Answer) -> None:
         )
 
 
+pearson.example([1, 4, 7, 8], [14, 16, 8, 2], gives=-5 / 6)
+pearson.mistakes_of(_wrong_correlations)
+
+
+# ---- 5.4: draws are random, so they are counted ----
+
 DRAWS = 300
 
 
-def _draw(got: Any) -> Tensor:
-    """Row numbers as a tensor, whether they came as a tensor or as a list."""
+def _rows(got: Any) -> list[int]:
+    """The row numbers of one draw, whether they came as a tensor or as a list."""
     require(got is not None, "got None: end with `return ...` (print gives nothing back)")
     if isinstance(got, list | tuple) and all(type(row) is int for row in got):
-        return torch.tensor(got)
+        return list(got)
     require(isinstance(got, Tensor), f"expected a tensor of row numbers, got {kind_of(got)}")
-    assert isinstance(got, Tensor)
-    return got
-
-
-def _times(got: Tensor, clusters: Tensor) -> dict[int, int]:
-    """How often each cluster stands in one draw; refuses what is no draw of whole clusters."""
-    whole = not got.is_floating_point() and not got.is_complex() and got.dtype != torch.bool
-    plain = got.ndim == 1 and whole
+    whole = got.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     kind = f"{str(got.dtype).removeprefix('torch.')} of shape {tuple(got.shape)}"
+    plain = got.ndim == 1 and whole and not got.is_meta and got.layout == torch.strided
     require(plain, f"row numbers are whole numbers in one axis, got {kind}")
-    rows = got.tolist()
+    return [int(row) for row in got.tolist()]
+
+
+def _times(rows: list[int], clusters: list[int]) -> dict[int, int]:
+    """How often each cluster stands in one draw; refuses what is no draw of whole clusters."""
     for row in rows:
         number = f"there are {len(clusters)} points, so {row} is no row number"
         require(0 <= row < len(clusters), f"{number}: return the rows, not their labels")
     times = {}
-    for label in sorted(set(clusters.tolist())):
-        each = [rows.count(row) for row, its in enumerate(clusters.tolist()) if its == label]
+    for label in dict.fromkeys(clusters):
+        each = [rows.count(row) for row, its in enumerate(clusters) if its == label]
         counts = " and ".join(str(count) for count in sorted(set(each)))
-        require(
-            len(set(each)) == 1,
-            f"cluster {label} is torn apart: in one draw its points stand {counts} times",
-        )
+        torn = f"cluster {label} is torn apart: in one draw its points stand {counts} times"
+        require(len(set(each)) == 1, torn)
         times[label] = each[0]
     return times
+
+
+def _check_sizes(draws: list[dict[int, int]], k: int) -> None:
+    """Refuse draws of another number of clusters than k."""
+    sizes = {sum(draw.values()) for draw in draws}
+    once = max(max(draw.values()) for draw in draws) == 1
+    wrong = next((size for size in sorted(sizes) if size != k), k)
+    text = f"clusters in one draw: {wrong}, expected {k}"
+    require(not (once and len(sizes) > 1), f"{text}: one drawn twice must stand twice")
+    require(len(sizes) > 1 or wrong == k, f"{text}: draw as many as there are")
+    require(wrong == k, f"{text}: draw {k} times, among labels that occur")
+    require(k == 1 or not once, "no cluster is ever drawn twice: draw with replacement")
+
+
+def _check_chances(draws: list[dict[int, int]], clusters: list[int]) -> None:
+    """Refuse draws that are not independent, or prefer some clusters."""
+    k = len(draws[0])
+    for label in draws[0]:
+        share = sum(draw[label] for draw in draws) / (k * len(draws))
+        deviation = math.sqrt(1 / k * (1 - 1 / k) / (k * len(draws)))
+        require(
+            abs(share - 1 / k) <= 5 * deviation,
+            f"a cluster of {clusters.count(label)} points is drawn in {share:.0%} of cases: "
+            f"each of the {k} has the same chance, however large it is",
+        )
+    different = sum(sum(count > 0 for count in draw.values()) for draw in draws) / len(draws)
+    want = k * (1 - (1 - 1 / k) ** k)
+    require(
+        abs(different - want) < 0.25,
+        f"a draw holds {different:.2f} different clusters on average, expected {want:.2f}: "
+        "each is drawn independently",
+    )
 
 
 @lesson.exercise(
@@ -318,65 +289,39 @@ def _times(got: Tensor, clusters: Tensor) -> dict[int, int]:
     hint="What is drawn here, a point or a label? And what if the same one is drawn twice?",
 )
 def draw_clusters(answer: Answer) -> None:
-    def check(clusters: Tensor) -> None:
-        answers = [_draw(answer(clusters)) for _ in range(DRAWS)]
-        draws = [_times(got, clusters) for got in answers]
-        require(
-            any(not torch.equal(got, answers[0]) for got in answers),
-            "the same draw each time: draw at random among all labels, and set no seed",
-        )
-        labels = list(draws[0])
-        k = len(labels)
-        sizes = {sum(draw.values()) for draw in draws}
-        once = max(max(draw.values()) for draw in draws) == 1
-        wrong = next((size for size in sorted(sizes) if size != k), k)
-        require(
-            not (once and len(sizes) > 1),
-            f"clusters in one draw: {wrong}, expected {k}: one drawn twice must stand twice",
-        )
-        require(
-            len(sizes) > 1 or wrong == k,
-            f"clusters in each draw: {wrong}, expected {k}: draw as many as there are",
-        )
-        require(
-            wrong == k,
-            f"clusters in one draw: {wrong}, expected {k}: draw {k} times, among labels that occur",
-        )
-        require(not once, "no cluster is ever drawn twice: draw with replacement")
-        for label in labels:
-            share = sum(draw[label] for draw in draws) / (k * DRAWS)
-            number = int((clusters == label).sum())
-            deviation = math.sqrt(1 / k * (1 - 1 / k) / (k * DRAWS))
-            require(
-                abs(share - 1 / k) < 5 * deviation,
-                f"a cluster of {number} points is drawn in {share:.0%} of cases: "
-                f"each of the {k} has the same chance, however large it is",
-            )
-        different = sum(sum(count > 0 for count in draw.values()) for draw in draws) / DRAWS
-        want = k * (1 - (1 - 1 / k) ** k)
-        require(
-            abs(different - want) < 0.25,
-            f"a draw holds {different:.2f} different clusters on average, expected {want:.2f}: "
-            "each is drawn independently",
-        )
-
-    answer.case("three points")
-    check(torch.tensor([5, 5, 8]))
-    answer.case("clusters of all sizes, in no order")
-    clusters = torch.tensor([3, 3, 3, 3, 3, 3, 3, 7, 7, 9, 12, 40])
-    check(clusters[randn(len(clusters)).argsort()])
+    labels = torch.tensor([3, 3, 3, 3, 3, 3, 3, 7, 7, 9, 12, 40])
+    for case, own in {
+        "three points": [torch.tensor([5, 5, 8]), torch.tensor([5, 8, 8])],
+        "clusters of all sizes, in no order": [labels[randn(12).argsort()] for _ in range(2)],
+        "one cluster": [torch.tensor([4]), torch.tensor([6, 6, 6])],
+    }.items():
+        answer.case(case)
+        for clusters in own:
+            answer(clusters)  # leaves its argument as it is
+        found = answer.probe(probe.calls, [[clusters] for clusters in own] * DRAWS)
+        for clusters, got in zip(own, (found[::2], found[1::2]), strict=True):
+            rows, each = [_rows(one) for one in got], clusters.tolist()
+            require(any(rows), "every draw is empty: return the rows of the labels drawn")
+            draws = [_times(one, each) for one in rows]
+            k = len(draws[0])
+            same = "the same draw each time: draw at random among all labels, and set no seed"
+            require(k == 1 or any(one != rows[0] for one in rows), same)
+            _check_sizes(draws, k)
+            _check_chances(draws, each)
 
 
-# ---- What moves them ----
+# ---- 5.5 and 5.6: what moves them ----
 
 
-def _through(gradient: Tensor, v: Tensor, m: Tensor, detached: bool) -> tuple[Tensor, Tensor]:
-    """Autograd's gradients of V' and of the magnitude, from that of W'."""
-    v, m = v.clone().requires_grad_(), m.clone().requires_grad_()
+def _through(
+    gradient: Tensor, v: Tensor, magnitude: Tensor, detached: bool
+) -> tuple[Tensor, Tensor]:
+    """Autograd's gradients of V and of the magnitude, from that of W'."""
+    v, magnitude = (part.clone().requires_grad_() for part in (v, magnitude))
     norm = v.norm(dim=1, keepdim=True)
-    weight = m[:, None] / (norm.detach() if detached else norm) * v
-    to_v, to_m = torch.autograd.grad((weight * gradient).sum(), (v, m))
-    return to_v, to_m
+    weight = magnitude[:, None] / (norm.detach() if detached else norm) * v
+    to_v, to_magnitude = torch.autograd.grad((weight * gradient).sum(), (v, magnitude))
+    return to_v, to_magnitude
 
 
 @spec(
@@ -386,11 +331,11 @@ def _through(gradient: Tensor, v: Tensor, m: Tensor, detached: bool) -> tuple[Te
     difficulty="medium",
     minutes=10,
     teaches="that a magnitude sees only the part of the gradient along its row (equation 7)",
-    hint="W' = magnitude * V' / ||V'||. If one magnitude grows by 1, by what does its row change?",
+    hint="W' = magnitude * V / ||V||. If one magnitude grows by 1, by what does its row change?",
     shapes="(out, in), (out, in) -> (out,)",
-    grads=(),
-    tiny=("v",),
-    tiny_scale=1e-7,  # torch.cosine_similarity stops at 1e-8, and is right
+    grads=(),  # autograd itself may be asked
+    tiny=("gradient", "v"),
+    tiny_scale=1e-6,
 )
 def magnitude_gradient(gradient: Tensor, v: Tensor) -> Tensor:
     return _through(gradient, v, torch.ones(len(v), dtype=torch.float64), detached=True)[1]
@@ -398,40 +343,36 @@ def magnitude_gradient(gradient: Tensor, v: Tensor) -> Tensor:
 
 def _wrong_magnitude_gradients(g: Tensor, v: Tensor) -> Wrong:
     norm, dot, length = _lengths(v), (g * v).sum(1), _lengths(g)
-    pairs = "a matrix product pairs each row with all rows: multiply row by row"
-    yield "not divided by the length of the row of V'", dot
+    yield "not divided by the length of the row of V", dot
     yield "divided by the squared length: divide by the length", dot / norm**2
-    yield (
-        "this is the cosine of equation 8: do not divide by ||gradient||",
-        dot / (norm * length),
-    )
-    yield "divided by ||gradient||: divide by ||V'||", dot / length
+    cosine = "this is the cosine of equation 8: do not divide by ||gradient||"
+    yield cosine, dot / (norm * length)
+    yield "divided by ||gradient||: divide by ||V||", dot / length
     yield "the sign is lost: a magnitude may have to grow or to shrink", dot.abs() / norm
     yield "the sign is wrong: this is the step downhill, not the gradient", -dot / norm
-    yield (
-        "summed over the outputs (dim=0): there is one magnitude per output neuron",
-        (g * v).sum(0) / v.norm(dim=0),
-    )
+    per_output = "summed over the outputs (dim=0): there is one magnitude per output neuron"
+    yield per_output, (g * v).sum(0) / v.norm(dim=0)
     yield "one number for the whole matrix: there is one per row", dot.sum() / v.norm()
     yield "divided by the norm of the whole matrix: row by row", dot / v.norm()
+    pairs = "a matrix product pairs each row with all rows: multiply row by row"
     yield pairs, g @ v.T / norm
-    yield pairs, g @ v.T / norm[:, None]
-    yield "this is how long the gradient is: only its part along V' counts", length
+    yield f"{pairs} (dim=1)", g @ v.T / norm[:, None]
+    yield "this is how long the gradient is: only its part along V counts", length
     yield "products of entries: add them up along each row", g * v / norm[:, None]
     yield "the shape is (out, 1): leave out keepdim", (dot / norm)[:, None]
-    yield (
-        "this is the part of the gradient along V': return its length, with its sign",
-        (dot / norm**2)[:, None] * v,
-    )
+    part = "this is the part of the gradient along V: return its length, with its sign"
+    yield part, (dot / norm**2)[:, None] * v
 
 
-magnitude_gradient.example([[5, 0, 7], [1, -13, 0]], [[3, 4, 0], [0, 5, 12]], gives=[3, -5])
+magnitude_gradient.example(
+    [[5, 0, 7], [1, -13, 0]], [[3, 4, 0], [0, 5, 12]], gives=[3, -5]
+)  # fmt: skip
 magnitude_gradient.mistakes_of(_wrong_magnitude_gradients)
 
 
-def _signed(out: int) -> Tensor:
-    """Magnitudes; the first is negative: nothing keeps training from it."""
-    magnitude = randn(out, dtype=torch.float64).abs() + 0.5
+def _magnitudes(*shape: int) -> Tensor:
+    """The first is negative: nothing keeps training from it."""
+    magnitude = randn(*shape, dtype=torch.float64).abs() + 0.5
     magnitude[0] *= -1
     return magnitude
 
@@ -443,67 +384,64 @@ def _signed(out: int) -> Tensor:
     difficulty="hard",
     minutes=20,
     teaches="that equation 6 is meant row by row, and what a detached norm keeps (equation 11)",
-    hint="A longer row of V' gives the same W'. So which part of the gradient can have no effect?",
+    hint="A longer row of V gives the same W'. So which part of the gradient can have no effect?",
     shapes="(out, in), (out, in), (out,) -> full (out, in), removed (out, in)",
-    draw={"magnitude": _signed},
-    sizes={"in": (2, 7)},  # with one input the full gradient is 0, up to rounding
+    draw={"magnitude": _magnitudes},
+    sizes={"in": (2, 7)},  # of a single input only rounding is left: see _one_input
     grads=(),
     tiny=("v",),
 )
 def split_gradient(gradient: Tensor, v: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    full, _ = _through(gradient, v, magnitude, detached=False)
-    return full, _through(gradient, v, magnitude, detached=True)[0] - full
+    full, detached = (_through(gradient, v, magnitude, each)[0] for each in (False, True))
+    return full, detached - full
 
 
 def _wrong_full(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
-    m, norm, dot, whole = (
-        magnitude[:, None],
-        _lengths(v)[:, None],
-        (g * v).sum(1)[:, None],
-        v.norm(),
-    )
-    f, along = m / norm, dot / norm**2 * v
-    matrix = "V'V'^T is read as a matrix product: equation 6 speaks of one row, v v^T"
+    m, norm, dot = magnitude[:, None], _lengths(v)[:, None], (g * v).sum(1, keepdim=True)
+    f, along, whole = m / norm, dot / norm**2 * v, v.norm()
     yield "nothing is removed: this is equation 11", f * g
-    yield "the other way round: return full, removed", f * along
-    yield (
-        "the magnitude has lost its sign: a trained one may be negative",
-        f.abs() * (g - along),
-    )
-    yield "the factor magnitude / ||V'|| is missing", g - along
-    yield "not divided by ||V'||: the factor is magnitude / ||V'||", m * (g - along)
-    yield "the magnitude is missing: the factor is magnitude / ||V'||", (g - along) / norm
-    yield "the factor magnitude / ||V'|| is for all of it, gradient too", g - f * along
-    yield "the factor magnitude / ||V'|| is for all of it, what goes too", f * g - along
-    yield "the part along V' is not divided by ||V'||^2", f * (g - dot * v)
-    yield "the part along V' is divided by ||V'||, not ||V'||^2", f * (g - dot / norm * v)
-    yield "the part along V' is added: it is what the full gradient lacks", f * (g + along)
+    yield "the magnitude has lost its sign: a trained one may be negative", f.abs() * (g - along)
+    yield "the factor magnitude / ||V|| is missing", g - along
+    yield "not divided by ||V||: the factor is magnitude / ||V||", m * (g - along)
+    yield "the magnitude is missing: the factor is magnitude / ||V||", (g - along) / norm
+    factor = "the factor magnitude / ||V|| belongs"
+    yield f"{factor} to the gradient too", g - f * along
+    yield f"{factor} to the part that is removed too", f * g - along
+    yield "the part along V is not divided by ||V||^2", f * (g - dot * v)
+    yield "the part along V is divided by ||V||, not ||V||^2", f * (g - dot / norm * v)
+    yield "the part along V is added: it is what the full gradient lacks", f * (g + along)
+    matrix = "V V^T is read as a matrix product: equation 6 speaks of one row, v v^T"
     yield matrix, f * (g - v @ v.T @ g / norm**2)
-    yield matrix, f * (g - v @ v.T @ g / whole**2)
-    yield matrix, m / whole * (g - v @ v.T @ g / whole**2)
-    yield "gradient V'^T pairs each row with all: row by row", f * (g - (g @ v.T / norm**2) @ v)
+    yield f"{matrix}, and of its norm", f * (g - v @ v.T @ g / whole**2)
+    yield f"{matrix}, with its own norms", m / whole * (g - v @ v.T @ g / whole**2)
+    pairs = "gradient V^T pairs each row with all: row by row"
+    yield pairs, f * (g - (g @ v.T / norm**2) @ v)
     yield "all rows are projected as one: row by row", f * (g - dot.sum() / whole**2 * v)
-    yield (
-        "projected column by column (dim=0): there is one norm per row",
-        f * (g - (g * v).sum(0) / v.norm(dim=0) ** 2 * v),
-    )
-    yield (
-        "projected on the gradient: what goes is along V'",
-        f * (g - dot / g.square().sum(1, keepdim=True) * g),
-    )
+    columns = "projected column by column (dim=0): there is one norm per row"
+    yield columns, f * (g - (g * v).sum(0) / v.norm(dim=0) ** 2 * v)
+    on_gradient = dot / g.square().sum(1, keepdim=True) * g
+    yield "projected on the gradient: what goes is along V", f * (g - on_gradient)
 
 
 def _wrong_removed(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
-    norm, dot = _lengths(v)[:, None], (g * v).sum(1)[:, None]
-    f, along = magnitude[:, None] / norm, dot / norm**2 * v
-    yield "this is the full gradient again: return what it lacks", f * (g - along)
-    yield "the sign is wrong: full + removed is equation 11", -f * along
-    yield "the factor magnitude / ||V'|| is missing: full + removed is eq. 11", along
+    full, removed = split_gradient.oracle(g, v, magnitude)
+    f = (magnitude / _lengths(v))[:, None]
+    yield "this is the full gradient again: return what it lacks", full
+    yield "the sign is wrong: full + removed is equation 11", -removed
+    yield "the factor magnitude / ||V|| is missing: full + removed is eq. 11", removed / f
     yield "this is all of equation 11: full + removed should be that", f * g
-    yield (
-        "one number per row: return the part of the gradient, (out, in)",
-        (f * dot / norm)[:, 0],
-    )
+    one = "one number per row: return the part of the gradient, (out, in)"
+    yield one, (removed / _lengths(v)[:, None] * v).sum(1)
+
+
+@split_gradient.also
+def _one_input(answer: Answer) -> None:
+    answer.case("in = 1")
+    args = split_gradient.some({"out": 3, "in": 1})
+    full, removed = expect_parts(answer(*args), ("full", "removed"))
+    want = split_gradient.want(args)
+    expect(removed, want[1], name="removed")
+    expect(full + removed, sum(want), name="full + removed")
 
 
 split_gradient.example(
@@ -514,3 +452,6 @@ split_gradient.example(
 )
 split_gradient.mistakes_of(_wrong_full, part="full")
 split_gradient.mistakes_of(_wrong_removed, part="removed")
+split_gradient.mistake(
+    "the other way round: return full, removed", lambda *args: split_gradient.oracle(*args)[::-1]
+)

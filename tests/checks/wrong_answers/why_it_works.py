@@ -6,12 +6,7 @@ _CENTRE = "x, y = x - x.mean(), y - y.mean()"
 
 _DRAWN = "labels[torch.randint(len(labels), (len(labels),))]"
 
-_ALONG = "(gradient * v).sum(dim=1) / v.norm(dim=1)"
-
-_SPLIT = "along = (gradient * v).sum(dim=1, keepdim=True) / norm**2 * v"
-
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
-    "delta_magnitude": [],
     "delta_direction": [
         (
             "in float32",
@@ -23,7 +18,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "an epsilon",
             "w0.norm(dim=1))",
             "w0.norm(dim=1) + 1e-8)",
-            "a small number added",
+            "or with a small number added",
         ),
         (
             "float64 after the cosine",
@@ -110,7 +105,6 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         ("rows as a column", "nonzero()[:, 0]", "nonzero()", "in one axis"),
     ],
-    "magnitude_gradient": [],
     "split_gradient": [
         ("full alone", "return full, removed", "return full", "expected a tuple (full, removed)"),
     ],
