@@ -479,8 +479,8 @@ def run(
     The kinds are "not started", "changed" (an argument), "state" (torch's), "time" and "raised".
     """
     function = PROBES[name]
-    if name in USE_OPTIMIZERS:
-        load_compiler()
+    if name in GO_BACKWARD:  # which imports this the first time, for seconds: in nobody's time
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
     try:
         with time_limit(seconds), plain_torch():
             before = _torch_state()
@@ -498,12 +498,7 @@ def run(
         return describe(error)
 
 
-def load_compiler() -> None:
-    """Import torch's compiler, which the first optimizer does, for seconds: in nobody's time."""
-    importlib.import_module("torch._dynamo")
-
-
-USE_OPTIMIZERS = {"step", "use"}
+GO_BACKWARD = {"gradients", "layer", "use", "step", "step_of_parameters", "cost"}
 LEAVE_ARGUMENTS = {"call", "surroundings"}
 """Probes of an answer that may not change what it is given."""
 
