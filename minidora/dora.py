@@ -35,6 +35,9 @@ use_kernels = os.environ.get("MINIDORA_KERNELS", "1") != "0"
 """Whether layers on a GPU use minidora.kernels; False is plain PyTorch everywhere."""
 
 
+HALF = (torch.bfloat16, torch.float16)
+# Products of half precision in float32 are CUDA's, and not yet torch 2.6's.
+MIXED_MM = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
 _loaded: bool | None = None  # whether minidora.kernels could be imported; None is not yet tried
 
 
@@ -140,6 +143,8 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
     built and summed in float64, on a GPU by the kernel that finds them. It carries no gradient
     (eq. 11).
     """
+    if torch.compiler.is_compiling() and MIXED_MM and weight.is_cuda and weight.dtype in HALF:
+        return graph_norm(weight, lora_A, lora_B, scaling)
     if kernels_serve(weight):
         from minidora import kernels
 
@@ -185,6 +190,27 @@ def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -
             rows = weight[lost].double() + scaling * (B[lost] @ A.double())
             exact = torch.linalg.vector_norm(rows, dim=1)
             new_norm = new_norm.masked_scatter(lost, exact.to(dtype))
+    return new_norm
+
+
+@torch.no_grad()
+def graph_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """factored_norm for a graph on a GPU: few products in half precision, the rest one fused pass.
+
+    A float32 number is the sum of two halves, hi + lo, to sixteen bits or more, so that
+    W (s A)^T = W hi^T + W lo^T on tensor cores. Branch-free: see plain_norm.
+    """
+    A, rank = scaling * lora_A.float(), len(lora_A)
+    hi = A.to(weight.dtype)
+    P = torch.cat([hi, (A - hi.float()).to(weight.dtype)])  # (2 rank, in)
+    U = product(weight, P.T, torch.float32).view(-1, 2, rank).sum(1)  # (out, rank)
+    G = product(P, P.T, torch.float32).view(2, rank, 2, rank).sum((0, 2))  # (rank, rank)
+    B = lora_B.float()
+    # A product of float32 would be rounded to TF32 where that is allowed; so it is written out.
+    BG = (B[:, :, None] * G).sum(1) if rank <= 32 else (B.double() @ G.double()).float()
+    square = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64) ** 2
+    new_square = square + (B * (2 * U + BG)).sum(1)
+    new_norm: Tensor = new_square.clamp(min=0).sqrt().float()
     return new_norm
 
 
@@ -322,13 +348,9 @@ def _plain_gradients(
     return [next(gradients) if needed else None for needed in needed_for]
 
 
-MIXED_MM = hasattr(torch.ops.aten.mm, "dtype")  # torch 2.6 has no product of bf16 in float32
-
-
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """left right in another dtype, without a rounding to theirs on the way where torch can."""
-    half = (torch.bfloat16, torch.float16)
-    if left.dtype in half and dtype == torch.float32 and left.device.type != "cpu" and MIXED_MM:
+    if left.dtype in HALF and dtype == torch.float32 and left.device.type != "cpu" and MIXED_MM:
         return torch.mm(left, right, out_dtype=dtype)
     return torch.mm(left, right).to(dtype)
 
@@ -377,11 +399,42 @@ class DoRALinear(LoRALinear):
             dtype = _product_dtype(weight)
             if _fusable(x.to(dtype), weight, bias, self.lora_A):
                 return self.fused(x.to(dtype), weight.to(dtype), bias)
+        if self.is_small(x):
+            return self.dense(x)
         g = self.magnitude_scale()
         if self.recompute and torch.is_grad_enabled():
             y: Tensor = checkpoint(self.compose, x, g, use_reentrant=False)
             return y
         return self.compose(x, g)
+
+    def is_small(self, x: Tensor) -> bool:
+        """Whether W is so small that calls cost more than arithmetic: then W' is built."""
+        return (
+            self.base.weight.numel() <= SMALL
+            and _can_branch(x)
+            and self.cached_norm is None
+            and not (self.recompute or (self.training and self.dropout.p > 0))
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def dense(self, x: Tensor) -> Tensor:
+        """x W'^T + bias with W' of equation 5, in float32 or float64: few calls, for a small W."""
+        W, A, B = self.base.weight, self.lora_A, self.lora_B
+        dtype = wide_dtype(W.dtype)
+        V = torch.addmm(W.to(dtype), B.to(dtype), A.to(dtype), alpha=self.scaling)
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(V, dim=1, dtype=torch.float64)
+            half = torch.linalg.vector_norm(W, dim=1, dtype=torch.float64).mul_(0.5)
+            usual = not (norm <= half).any()
+            if not usual:  # rows that nearly cancel have lost their digits in V
+                exact = torch.addmm(W.double(), B.double(), A.double(), alpha=self.scaling)
+                norm = torch.linalg.vector_norm(exact, dim=1)
+            norm = norm.to(dtype)
+        m = self.magnitude.to(dtype)
+        g = m / norm if usual else magnitude_over_norm(m, norm)
+        bias = self.base.bias
+        y = F.linear(x.to(dtype), g[:, None] * V, None if bias is None else bias.to(dtype))
+        return y.to(W.dtype)
 
     def compose(self, x: Tensor, g: Tensor) -> Tensor:
         """g * (x W^T + s (drop(x) A^T) B^T) + bias, (..., in) -> (..., out)."""
@@ -477,6 +530,7 @@ def _fusable(x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor) -> 
     return frozen and plain and x.device == weight.device and x.numel() > 0 and weight.numel() > 0
 
 
+SMALL = 2**14  # numbers in a weight, such as 128 x 128
 PLAIN_TYPES = (Tensor, nn.Parameter)
 
 

@@ -157,14 +157,14 @@ def _prepare(lora_A: Tensor, scaling: float, split: bool) -> tuple[Tensor, Tenso
 
 @triton.jit
 def norm_kernel(
-    norm, W, A, B, P, G, U, s, rest, n, w_row, m: tl.constexpr, rank: tl.constexpr,
+    norm, W, A, B, P, G, U, BG, s, rest, n, w_row, m: tl.constexpr, rank: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr,
     SUMS: tl.constexpr, GIVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """W (n, m), A (rank, m), B (n, rank), P (PARTS rank, m), G (SUMS, rank, rank).
 
-    U = W P^T is formed here, or GIVEN as (n, PARTS rank). Rows that this sum cannot give to
-    float32's accuracy are built from their elements and summed in float64.
+    U = W P^T is formed here, or GIVEN as (n, PARTS rank), with BG = B G. Rows that this sum
+    cannot give to float32's accuracy are built from their elements and summed in float64.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     line = rows.to(tl.int64)[:, None] * w_row
@@ -190,22 +190,21 @@ def norm_kernel(
     for k0 in range(0, rank, RANK):
         k = k0 + tl.arange(0, RANK)
         inside = (rows < n)[:, None] & (k < rank)[None, :]
-        mixed = tl.zeros((ROWS, RANK), tl.float32)
-        if GIVEN:
-            at = rows[:, None] * PARTS * rank + k[None, :]
+        b = tl.load(B + rows[:, None] * rank + k[None, :], inside, 0.0).to(tl.float32)
+        square = (k < rank)[:, None] & (k < rank)[None, :]
+        if GIVEN:  # b P P^T comes as (2, n, 2, rank): one product for each half of B and of G
+            at = rows[:, None] * 2 * rank + k[None, :]
             mixed = 2 * (tl.load(U + at, inside, 0.0) + tl.load(U + at + rank, inside, 0.0))
-        own = tl.zeros((RANK,), tl.float32)  # ||s a_k||^2
-        for j0 in range(0, rank, RANK):
-            j = j0 + tl.arange(0, RANK)
-            here = (rows < n)[:, None] & (j < rank)[None, :]
-            b = tl.load(B + rows[:, None] * rank + j[None, :], here, 0.0).to(tl.float32)
-            here = (j < rank)[:, None] & (k < rank)[None, :]
+            for half in tl.static_range(2):
+                at_half = BG + half * n * 2 * rank + at
+                mixed += tl.load(at_half, inside, 0.0) + tl.load(at_half + rank, inside, 0.0)
+            own = tl.load(G + k * rank + k, k < rank, 0.0)  # ||s a_k||^2
+        else:
             g = tl.zeros((RANK, RANK), tl.float32)
             for i in range(SUMS):
-                g += tl.load(G + (i * rank + j[:, None]) * rank + k[None, :], here, 0.0)
-            mixed = add_product(b, g, mixed)
-            own += tl.sum(tl.where(j[:, None] == k[None, :], g, 0.0), 0)
-        b = tl.load(B + rows[:, None] * rank + k[None, :], inside, 0.0).to(tl.float32)
+                g += tl.load(G + (i * rank + k[:, None]) * rank + k[None, :], square, 0.0)
+            mixed = add_product(b, g, tl.zeros((ROWS, RANK), tl.float32))
+            own = tl.sum(tl.where(k[:, None] == k[None, :], g, 0.0), 0)
         new += tl.sum(b * mixed, 1)
         parts += tl.sum(b * b * own[None, :], 1)
         odd += tl.sum(((b != 0) & ((own < 1e-30) | (own > 1e30))[None, :]).to(tl.int32), 1)
@@ -230,7 +229,7 @@ def norm_kernel(
 
 def _norm(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, P: Tensor, G: Tensor, U: Tensor | None,
-    scaling: float,
+    BG: Tensor | None, scaling: float,
 ) -> Tensor:  # fmt: skip
     (n, m), rank = weight.shape, len(lora_A)
     norm = torch.empty(n, dtype=torch.float32, device=weight.device)
@@ -241,7 +240,7 @@ def _norm(
     rows, cols = (64, 64) if split else (32, 32)
     if not launch(
         norm_kernel, (blocks(n, rows),), weight,
-        norm, weight, lora_A, lora_B, P, G, U, s, scaling - s, n, weight.stride(0), m, rank,
+        norm, weight, lora_A, lora_B, P, G, U, BG, s, scaling - s, n, weight.stride(0), m, rank,
         ROWS=rows, COLS=cols, RANK=power(rank, 64 if U is None else 32), PARTS=1 + split,
         SUMS=len(G), GIVEN=U is not None, STAGES=2 if not split else 5 if rank <= 32 else 4,
     ):  # fmt: skip
@@ -384,11 +383,12 @@ def factored_norm(
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     A, B, rank = lora_A.contiguous(), lora_B.contiguous(), len(lora_A)
     P, G = prepare(A, scaling, weight.dtype == torch.bfloat16)
-    U = None
+    U = BG = None
     if rank > MAX_RANK:
-        U = torch.mm(weight, P.T, out_dtype=torch.float32)
-        G = torch.mm(P, P.T, out_dtype=torch.float32).view(2, rank, 2, rank).sum((0, 2))[None]
-    return norm(weight, A, B, P, G, U, scaling), P
+        U = dora.product(weight, P.T, torch.float32)
+        G = dora.product(P, P.T, torch.float32).view(2, rank, 2, rank).sum((0, 2))
+        BG = dora.product(prepare(B, 1.0, True)[0], prepare(G, 1.0, True)[0].T, torch.float32)
+    return norm(weight, A, B, P, G, U, BG, scaling), P
 
 
 def forms_norm(weight: Tensor, lora_A: Tensor) -> bool:

@@ -87,8 +87,8 @@ for number in sys.argv[1:]:
             A, B = wide(rank, 4096), wide(4096, rank)
             P, G = kernels._prepare(A, 2.0, split)
             large = rank > kernels.MAX_RANK
-            U, G = (wide(4096, 2 * rank), wide(1, rank, rank)) if large else (None, G)
-            kernels._norm(meta(4096, 4096), A, B, P, G, U, 2.0)
+            U, BG = (wide(4096, 2 * rank), wide(8192, 2 * rank)) if large else (None, None)
+            kernels._norm(meta(4096, 4096), A, B, P, G, U, BG, 2.0)
         for rank in (16, 384):
             kernels._compose(
                 meta(4096, 4096), meta(4096, rank), wide(4096, rank),

@@ -97,28 +97,38 @@ def test_rows_that_float32_cannot_give(dtype: torch.dtype, large: bool) -> None:
         B[5, 0] = -0.9e-25 / 1.5
     A[1] *= 1e-25
     B[6, 1] = 1e25
-    norm = run_norm(weight, A, B, 1.5)
+    norm = kernels.factored_norm(weight, A, B, 1.5)[0]
     exact = exact_norm(weight, A, B, 1.5)
     assert exact[0] < 2e-3 * weight[0].double().norm()
     assert norm[2] == 0
     torch.testing.assert_close(norm.double(), exact, rtol=1e-6, atol=0)
 
 
-def run_norm(weight: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-    """factored_norm; without a GPU torch has no product of bf16 in float32, so it is made here."""
-    if len(A) <= kernels.MAX_RANK or CUDA:
-        return kernels.factored_norm(weight, A, B, s)[0]  # type: ignore[no-any-return]
-    P, _ = kernels.prepare(A, s, True)
-    wide, rank = P.float(), len(A)
-    torch.testing.assert_close(wide[:rank] + wide[rank:], s * A, rtol=2**-16, atol=0)
-    G = (wide @ wide.T).view(2, rank, 2, rank).sum((0, 2))[None]
-    return kernels.norm(weight, A, B, P, G, weight.float() @ wide.T, s)  # type: ignore[no-any-return]
+@pytest.fixture(autouse=True)
+def wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU torch has no product of bf16 in float32, which a large rank wants."""
+    if not CUDA:
+        original = dora.product
+
+        def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+            if left.is_cpu and dtype == torch.float32:
+                return left.float() @ right.float()
+            return original(left, right, dtype)
+
+        monkeypatch.setattr(dora, "product", product)
+
+
+def test_the_halves_of_a() -> None:
+    _, A, _ = factors(4, 300, 70, torch.bfloat16)
+    P, _ = kernels.prepare(A, 1.5, True)
+    assert P.shape == (140, 300)
+    torch.testing.assert_close(P[:70].float() + P[70:].float(), 1.5 * A, rtol=2**-16, atol=0)
 
 
 @pytest.mark.parametrize("rank", [65, 130])
 def test_norm_of_a_large_rank(rank: int) -> None:
     weight, A, B = factors(40, 300, rank, torch.bfloat16)
-    norm = run_norm(weight, A, B, 0.7)
+    norm = kernels.factored_norm(weight, A, B, 0.7)[0]
     torch.testing.assert_close(norm.double(), exact_norm(weight, A, B, 0.7), rtol=1e-6, atol=0)
 
 
@@ -215,7 +225,7 @@ def test_an_operator_is_one_launch_and_empty(monkeypatch: pytest.MonkeyPatch) ->
     W, h, y = half(32, 64), half(8, 16), half(8, 32)
     calls = {
         "prepare_kernel": lambda: kernels._prepare(A, 1.0, True),
-        "norm_kernel": lambda: kernels._norm(W, A, B, P, G, None, 1.0),
+        "norm_kernel": lambda: kernels._norm(W, A, B, P, G, None, None, 1.0),
         "compose_kernel": lambda: kernels._compose(y, h, B, row, row, None, True),
         "compose_backward_kernel": lambda: kernels._compose_backward(y, y, row, row),
     }

@@ -4,12 +4,11 @@
     python -m minidora.evidence.gpu layers llama           # these parts alone
     python -m minidora.evidence.gpu --output DIR --minutes 3
 
-Nothing but torch, Triton and this package's folder on PYTHONPATH is needed; PEFT's layers are
-measured where PEFT can be imported. Each part has a share of the time. One that fails or runs out
-of it is reported, and the next one starts; every part's file is written as soon as it is done.
+Nothing but torch, Triton, Typer and this package's folder on PYTHONPATH is needed; PEFT's layers
+are measured where PEFT can be imported. Each part has a share of the time. One that fails or runs
+out of it is reported, and the next one starts; every part's file is written once it is done.
 """
 
-import argparse
 import contextlib
 import copy
 import functools
@@ -23,10 +22,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -87,7 +87,7 @@ def kernels_against_float64(rows: Rows, clock: Clock) -> None:
             u64 = base.double() + h.double() @ B.to(dtype).double().T
             g64 = torch.where(norm == 0, 1.0, m.double() / norm)
             u = base.clone()
-            y = kernels.compose(u, h, B, m, norm.float(), bias, keep=True)
+            y = kernels.compose(u, h, B, m, norm.float(), bias, True)
             du, dm = kernels.compose_backward(dy, u, m, norm.float())
             dm64 = (dy.double() * u64).sum(0) / norm.masked_fill(norm == 0, torch.inf)
             expected = {"y": g64 * u64 + bias.double(), "d_u": g64 * dy.double(), "d_m": dm64}
@@ -436,18 +436,19 @@ def run(names: list[str], output: Path, minutes: float) -> int:
     return unfinished
 
 
-def main() -> int:
-    """Parse the command line; the exit status is 0 where every part finished."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--minutes", type=float, default=6.0)
-    arguments = parser.parse_args()
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(PARTS)}")] = None,
+    output: Annotated[Path, typer.Option(help="where the JSON goes")] = Path("runs/gpu"),
+    minutes: Annotated[float, typer.Option(help="for all parts together")] = 6.0,
+) -> None:
+    """Measure on one GPU; the exit status is 0 where every part finished."""
+    if unknown := [name for name in parts or [] if name not in PARTS]:
+        raise typer.BadParameter(f"no part {unknown[0]!r}: they are {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         print("no CUDA device: nothing can be measured here", file=sys.stderr)
-        return 2
-    return min(1, run(arguments.parts or list(PARTS), arguments.output, arguments.minutes))
+        raise typer.Exit(2)
+    raise typer.Exit(min(1, run(parts or list(PARTS), output, minutes)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

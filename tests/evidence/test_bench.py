@@ -13,7 +13,7 @@ from minidora.evidence import bench
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
-CASE = bench.Case(64, 48, 4)
+CASE = bench.Case(192, 48, 4)
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +41,20 @@ def test_every_contender_is_timed_and_counted(report: dict[str, object]) -> None
 
 def test_bytes_held_follow_the_arithmetic(report: dict[str, object]) -> None:
     step = rows(report, "training step")
-    output, hidden = 4 * 48 * 64, 4 * 48 * 4
+    output, hidden = 4 * 48 * 192, 4 * 48 * 4
     assert step["linear"].held == 0
     assert step["LoRA"].held == hidden  # s x A^T, for the gradient of B
-    assert step["DoRA"].held == output + hidden + 2 * 4 * 64  # u; g and its norm
+    assert step["DoRA"].held == output + hidden + 2 * 4 * 192  # u; g and its norm
     assert step["PEFT DoRA"].held is not None
     assert step["PEFT DoRA"].held >= 2 * output
 
 
 def test_a_contender_that_computes_something_else_is_refused() -> None:
     layers = bench.contenders(CASE, torch.device("cpu"), torch.float32)
-    x = torch.randn(48, 64)
+    x = torch.randn(48, 192)
     bench.check_outputs(layers, x)
     for name in layers.keys() - {"linear", "DoRA"}:  # DoRA holds the values of the closed form
-        wrong = {**layers, name: nn.Linear(64, 64, bias=False)}
+        wrong = {**layers, name: nn.Linear(192, 192, bias=False)}
         with pytest.raises(AssertionError, match=f"{name} is off by"):
             bench.check_outputs(wrong, x)
     layers["linear"].weight.data.mul_(1.01)  # type: ignore[operator, union-attr]
@@ -69,7 +69,7 @@ def test_one_token_is_compared_too(wrong: str, monkeypatch: pytest.MonkeyPatch) 
     def check(layers: dict[str, nn.Module], x: torch.Tensor) -> None:
         seen.append((set(layers), len(x)))
         if wrong in layers:
-            layers[wrong].base.bias = nn.Parameter(torch.ones(64))  # type: ignore[union-attr]
+            layers[wrong].base.bias = nn.Parameter(torch.ones(192))  # type: ignore[union-attr]
         original(layers, x)
 
     monkeypatch.setattr(bench, "check_outputs", check)
