@@ -66,6 +66,15 @@ class Run(NamedTuple):
     seed: int
 
 
+class TextRun(NamedTuple):
+    """What one model of fit_text_many trains with: arguments of fit_text."""
+
+    model: nn.Module
+    learning_rate: float
+    rate_factors: RateFactors | None
+    seed: int
+
+
 def share_of_rate(step: int, steps: int) -> float:
     """The learning rate at a step, from 1, as a share of the highest: up for 5 %, then down."""
     warmup = max(1, steps // 20)

@@ -13,26 +13,30 @@ never meets another row, so a run that diverges leaves the others alone.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 
-from minidora.data import Images
+from minidora.data import Images, random_windows
 from minidora.loop import (
     Epoch,
     History,
     Run,
     Score,
+    TextRun,
     check_labels,
     factors_by_name,
     frozen_with_buffers,
     mode,
     place_of,
     progress_bar,
+    share_of_rate,
 )
 from minidora.memory import activation_bytes
 
@@ -243,11 +247,11 @@ def _plain(value: object) -> object:
     return id(value)
 
 
-def why_one_by_one(model: nn.Module, batch: int) -> str:
+def why_one_by_one(model: nn.Module, batch: Tensor) -> str:
     """What speaks against training copies of the model in a stack; empty if nothing does.
 
     Args:
-        batch: how many inputs one step of a run reads (tokens, for a text).
+        batch: what one step of a run reads: images (batch, pixels) or tokens (batch, time).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if any(getattr(module, hooks) for module in model.modules() for hooks in HOOKS):
@@ -261,7 +265,8 @@ def why_one_by_one(model: nn.Module, batch: int) -> str:
         return "what it trains has several dtypes"
     if trained[0].device.type == "cpu":
         count, total = (sum(p.numel() for p in ps) for ps in (trained, model.parameters()))
-        if count > CPU_TRAINED or batch * total > CPU_PRODUCTS:
+        inputs = batch.shape[0] if batch.is_floating_point() else batch.numel()
+        if count > CPU_TRAINED or inputs * total > CPU_PRODUCTS:
             return "a model of this size is no slower alone on a CPU"
     return ""
 
@@ -287,9 +292,7 @@ def fit_in_step(
     train = _ManyImages([run.train for run in runs], where)
     checked = [run.validation for run in runs if run.validation is not None]
     validation = _ManyImages(checked, where) if checked else None
-    factors = [factors_by_name(run.model, run.rate_factors).values() for run in runs]
-    rates = [[run.learning_rate * f for f in row] for run, row in zip(runs, factors, strict=True)]
-    adam = ManyAdam(stack, stack.spread(rates))
+    adam = ManyAdam(stack, _rates(stack, runs))
     generators = [torch.Generator().manual_seed(int(run.seed)) for run in runs]
 
     scores: Sequence[Score | None] = [None] * len(runs)
@@ -329,6 +332,14 @@ def fit_in_step(
     return [History(epochs, chosen) for epochs, chosen in zip(histories, best, strict=True)]
 
 
+def _rates(stack: Stack, runs: Sequence[Run | TextRun]) -> Tensor:
+    """(K, P): the learning rate of each number of each run."""
+    factors = [factors_by_name(run.model, run.rate_factors).values() for run in runs]
+    return stack.spread(
+        [[run.learning_rate * f for f in row] for run, row in zip(runs, factors, strict=True)]
+    )
+
+
 def _train_epoch_in_step(
     stack: Stack, train: _ManyImages, orders: Tensor, adam: ManyAdam, batch_size: int
 ) -> list[float]:
@@ -358,3 +369,35 @@ def _evaluate_in_step(stack: Stack, images: _ManyImages) -> list[Score]:
     return [
         Score(t / n, 100 * c / n) for t, c in zip(totals.tolist(), correct.tolist(), strict=True)
     ]
+
+
+def fit_text_in_step(
+    runs: Sequence[TextRun],
+    tokens: Tensor,
+    progress: bool | str,
+    *,
+    steps: int,
+    context: int,
+    batch_size: int,
+    weight_decay: float,
+) -> list[list[float]]:
+    """fit_text for runs of one kind: each operation is launched once for all of them."""
+    models = [run.model for run in runs]
+    stack, where = Stack(models), place_of(models[0])
+    adam = ManyAdam(stack, _rates(stack, runs), weight_decay)
+    generators = [torch.Generator().manual_seed(int(run.seed)) for run in runs]
+    found = []
+    label = f"{progress if isinstance(progress, str) else 'steps'}, {len(runs)} runs at once"
+    # vmap has no rule for the CPU's own kernel of attention, and would call it once a run.
+    attention = sdpa_kernel(SDPBackend.MATH) if where.type == "cpu" else nullcontext()
+    with mode(stack.template, training=True), attention:
+        for step in progress_bar(range(1, steps + 1), label, bool(progress)):
+            drawn = [random_windows(tokens, batch_size, context + 1, g) for g in generators]
+            windows = torch.stack(drawn).to(where)  # (K, batch, context + 1)
+            logits = stack(windows[:, :, :-1])  # (K, batch, context, characters)
+            y = windows[:, :, 1:].flatten(1)
+            losses = _cross_entropies(logits.flatten(1, 2), y).mean(1)
+            adam.step(stack.gradient(losses), share_of_rate(step, steps))
+            found.append(losses.detach())
+    stack.write_back(models, stack.numbers.detach())
+    return torch.stack(found, dim=1).tolist()

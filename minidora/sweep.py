@@ -34,7 +34,14 @@ from minidora.grid import QUESTIONS, Grid
 from minidora.models import load_pretrained
 from minidora.results import Row, append, hold, read_settings
 from minidora.summary import Report, report
-from minidora.training import device, evaluate, evaluate_text, fit_text, one_thread, progress_bar
+from minidora.training import (
+    device,
+    evaluate,
+    evaluate_text,
+    fit_text_many,
+    one_thread,
+    progress_bar,
+)
 
 __all__ = ["QUESTIONS", "Grid", "Report", "holds", "minutes", "report", "run"]
 
@@ -100,27 +107,23 @@ def _run_images(grid: Grid, method: Method, pairs: list[tuple[int, float]]) -> I
 @one_thread()
 def _run_texts(grid: Grid, method: Method, pairs: list[tuple[int, float]]) -> Iterable[Row]:
     train, validation, test = _texts()
-    results = []
-    for seed, rate in pairs:
-        model = prepare(load_pretrained(device()), method, seed)
-        fit_text(
-            model,
-            train,
-            steps=grid.length,
-            learning_rate=rate,
-            rate_factors=method.rate_factors,
-            seed=seed,
-            progress=False,
-        )
-        results.append(
-            {
-                "trained": count_parameters(model).trainable,
-                "best": grid.length,
-                "validation_loss": evaluate_text(model, validation),
-                "test_loss": evaluate_text(model, test),
-            }
-        )
-    return results
+    models = [prepare(load_pretrained(device()), method, seed) for seed, _ in pairs]
+    fit_text_many(
+        models,
+        train,
+        steps=grid.length,
+        learning_rate=[rate for _, rate in pairs],
+        rate_factors=method.rate_factors,
+        seed=[seed for seed, _ in pairs],
+        progress=False,
+    )
+    for model in models:
+        yield {
+            "trained": count_parameters(model).trainable,
+            "best": grid.length,
+            "validation_loss": evaluate_text(model, validation),
+            "test_loss": evaluate_text(model, test),
+        }
 
 
 @lru_cache

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from minidora import DoRALinear, adapt
 from minidora.data import Images
-from minidora.models import MultilayerPerceptron
+from minidora.models import CharGPT, MultilayerPerceptron
 from minidora.stack import ManyAdam, Stack, bytes_of_a_run, kinds, why_one_by_one
-from minidora.training import History, evaluate, fit, fit_many
+from minidora.training import History, evaluate, fit, fit_many, fit_text, fit_text_many
 
 METHODS = ["full", "lora", "dora"]
 
@@ -243,7 +243,7 @@ def test_what_cannot_train_in_step_trains_one_by_one_and_equally() -> None:
     for build, reason in ((normed, "buffers"), (dropping, "dropout"), (hooked, "hooks")):
         models = [build() for _ in range(2)]
         alone = copy.deepcopy(models)
-        assert reason in why_one_by_one(models[0], 64)
+        assert reason in why_one_by_one(models[0], blobs().x)
         settings = {"epochs": 2, "learning_rate": 0.01, "seed": [3, 4]}
         together = fit_many(models, blobs(), progress=False, **settings)
         agree(together, one_by_one(alone, blobs(), **settings), rel=1e-12)
@@ -262,11 +262,14 @@ def test_what_vmap_does_not_know_trains_one_by_one_and_says_so() -> None:
 
 
 def test_a_large_model_trains_alone_on_a_cpu() -> None:
-    assert why_one_by_one(MultilayerPerceptron(64, 128, 64, 10), 64) == ""
-    large = MultilayerPerceptron(784, 512, 256, 10)
-    assert "size" in why_one_by_one(large, 64)
+    small, large = MultilayerPerceptron(64, 128, 64, 10), MultilayerPerceptron(784, 512, 256, 10)
+    assert why_one_by_one(small, torch.zeros(64, 64)) == ""
+    assert "size" in why_one_by_one(large, torch.zeros(64, 784))
+    assert "size" in why_one_by_one(adapt(large, "lora", rank=1), torch.zeros(256, 784))
+    tokens = torch.zeros(16, 64, dtype=torch.int64)
+    assert "size" in why_one_by_one(adapt(CharGPT(), "lora", rank=1), tokens)
     with torch.device("meta"):  # any device but the CPU
-        assert why_one_by_one(MultilayerPerceptron(784, 512, 256, 10), 64) == ""
+        assert why_one_by_one(MultilayerPerceptron(784, 512, 256, 10), torch.zeros(64, 784)) == ""
 
 
 def test_a_frozen_part_may_be_shared_and_a_trained_one_not() -> None:
@@ -279,6 +282,48 @@ def test_a_frozen_part_may_be_shared_and_a_trained_one_not() -> None:
     for pair in (models, [base, base]):
         with pytest.raises(ValueError, match="models 0 and 1 train the same parameter: .*deepcopy"):
             fit_many(pair, blobs(), epochs=1, learning_rate=0.01, progress=False)
+
+
+# ---- Texts ----
+
+TOKENS = torch.randint(96, (300,), generator=torch.Generator().manual_seed(0))
+
+
+def gpt(method: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = CharGPT(context=16, layers=2, heads=2, width=8).double()
+    return model if method == "full" else adapt(model, method, rank=2, alpha=4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_texts_equal_one_call_of_fit_text_for_each(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [gpt(method, seed=k) for k in range(3)]
+    alone = copy.deepcopy(models)
+    settings = {"steps": 8, "context": 16, "batch_size": 4, "weight_decay": 0.1, "progress": False}
+    rates, seeds = [0.001, 0.01, 0.03], [5, 6, 6]
+    calls = []
+    forward = CharGPT.forward
+    monkeypatch.setattr(CharGPT, "forward", lambda *a: calls.append(0) or forward(*a))
+    found = fit_text_many(models, TOKENS, learning_rate=rates, seed=seeds, **settings)
+    assert len(calls) == 8 + 1  # one a step for all, and one to measure the bytes of a run
+    for k, model in enumerate(alone):
+        expected = fit_text(model, TOKENS, learning_rate=rates[k], seed=seeds[k], **settings)
+        assert found[k] == pytest.approx(expected, rel=1e-9)
+        for p, q in zip(models[k].parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
+
+
+def test_large_texts_train_one_by_one_on_a_cpu_and_bad_input_is_refused() -> None:
+    torch.manual_seed(0)
+    models = [adapt(CharGPT(), "lora", rank=1) for _ in range(2)]
+    alone = copy.deepcopy(models)
+    found = fit_text_many(models, TOKENS, steps=1, learning_rate=0.01, progress=False)
+    assert found[0] == fit_text(alone[0], TOKENS, steps=1, learning_rate=0.01, progress=False)
+    for change in ({"steps": 0}, {"learning_rate": [0.1, -1.0]}, {"context": 400}):
+        with pytest.raises(ValueError, match=r"steps must|learning_rate must|no window of 400"):
+            fit_text_many(models, TOKENS, **{"steps": 1, "learning_rate": 0.1, **change})
 
 
 def test_bad_input_changes_nothing() -> None:

@@ -246,6 +246,27 @@ def test_fit_text_keeps_a_frozen_norm_s_statistics() -> None:
     assert torch.equal(model.norm.running_mean, torch.zeros(96))
 
 
+def test_fit_text_is_a_plain_loop_with_the_paper_s_schedule() -> None:
+    model, plain = small_gpt().double(), small_gpt().double()
+    losses = fit_text(
+        model, TOKENS, steps=40, learning_rate=0.01, context=16, batch_size=4, seed=3,
+        weight_decay=0.1, progress=False,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, weight_decay=0.1, foreach=False)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(40):
+        # up in 2 steps, a twentieth of 40, then down in a line to 1 / 38 in the last
+        optimizer.param_groups[0]["lr"] = 0.01 * (0.5 if step == 0 else min(1, (40 - step) / 38))
+        starts = torch.randint(len(TOKENS) - 16, (4, 1), generator=generator)
+        windows = TOKENS[starts + torch.arange(17)]
+        logits = plain(windows[:, :-1]).log_softmax(dim=2)
+        loss = -logits.gather(2, windows[:, 1:, None]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert losses[step] == pytest.approx(loss.item(), rel=1e-7), step
+
+
 # ---- rates of their own ----
 
 
