@@ -76,6 +76,20 @@ LESSONS: dict[int, Lesson] = {
 }
 """Every lesson that has exercises, by its number."""
 
+
+def status() -> None:
+    """What is done and what is next, by the saved notebooks of this folder: `minidora status`."""
+    from minidora.classroom import report  # the one way up, because a notebook knows only checks
+
+    report.status(None)
+
+
+def hint(number: str) -> None:
+    """Ask the leading question of an exercise, "3.2" for example: `minidora hint`."""
+    hints = {one.number: one.hint for lesson in LESSONS.values() for one in lesson.exercises}
+    print(hints.get(str(number), f"there is no exercise {number}: there are {', '.join(hints)}"))
+
+
 __all__ = [
     "LESSONS",
     "CheckFailed",
@@ -102,6 +116,7 @@ __all__ = [
     "four_bit_bytes",
     "freeze_base",
     "held_bytes",
+    "hint",
     "init_lora",
     "largest_rank",
     "lora_delta",
@@ -116,6 +131,7 @@ __all__ = [
     "row_norm",
     "split_gradient",
     "split_rows",
+    "status",
     "train",
     "training_bytes",
     "update_for_weight",

@@ -15,6 +15,10 @@ from pathlib import Path
 class UserError(Exception):
     """Something that the person at the terminal can fix; the message says how."""
 
+    def _render_traceback_(self) -> list[str]:
+        """IPython's hook for an exception that prints itself: in a notebook, without the stack."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds all of the content, or what it held before.

@@ -4,6 +4,7 @@ No progress is kept beside the notebooks: what is done is found out by running t
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,13 @@ from minidora.classroom.authoring import BEGIN, END
 from minidora.classroom.files import UserError, quoted, typed, write_whole
 from minidora.classroom.notebook import Notebook, read_notebook
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(os.path.realpath(__file__)).parents[2]
 DEFAULT_FOLDER = ROOT / "my-work"
+
+
+def real(path: Path) -> Path:
+    """Without links and dots; a link to itself stays, where Path.resolve breaks off."""
+    return Path(os.path.realpath(path))
 
 
 # ---- The working copy ----
@@ -28,7 +34,7 @@ def start(folder: Path) -> tuple[list[Path], list[Path]]:
 
     An exercise notebook under another name counts as there.
     """
-    folder = folder.resolve()
+    folder = real(folder)
     tracked = [ROOT / name for name in ("notebooks", "exercises", "solutions", "minidora", "tests")]
     if folder == ROOT or any(folder.is_relative_to(path) for path in tracked):
         raise UserError(f"{folder} belongs to the course itself: name a folder of your own")
@@ -94,7 +100,7 @@ def work_folder(given: Path | None) -> Path:
         raise UserError(f"this is the course itself: `{typed('start')}` makes a copy to work in")
     folder = given or DEFAULT_FOLDER
     if given is None:
-        here = Path.cwd().resolve()
+        here = real(Path.cwd())
         around = [path for path in (here, *here.parents) if not ROOT.is_relative_to(path)]
         own = [path for path in around if path != ROOT and (path / "exercises").is_dir()]
         folder = own[0] if own else folder
@@ -107,7 +113,7 @@ def work_folder(given: Path | None) -> Path:
 def command(folder: Path, arguments: str) -> str:
     """What to type for a command about this folder, from where we are."""
     with suppress(UserError):
-        if work_folder(None).resolve() == folder.resolve():
+        if real(work_folder(None)) == real(folder):
             return typed(arguments)
     return typed(f"{arguments} --folder {quoted(folder)}")
 
@@ -239,7 +245,7 @@ def _free_name(folder: Path, name: str, suffix: str) -> Path:
 def _is_the_courses(folder: Path) -> bool:
     """Whether a folder is the course's own, where nobody works."""
     own = [ROOT, *(ROOT / name for name in ("notebooks", "exercises", "solutions", "minidora"))]
-    return folder.resolve() in own
+    return real(folder) in own
 
 
 def require_course(name: str) -> None:

@@ -79,8 +79,12 @@ def page(
     from minidora.classroom.files import UserError, write_whole
     from minidora.evidence import bench
 
-    reports = bench.load_reports(folder)
+    try:
+        reports = bench.load_reports(folder)
+        text = bench.page(reports)
+    except ValueError as error:
+        raise UserError(f"{folder} holds more than reports, or damaged ones: {error}") from None
     if not reports:
         raise UserError(f"there is no *.json in {folder}: minidora bench layers makes one")
-    write_whole(folder / "README.md", bench.page(reports))
+    write_whole(folder / "README.md", text)
     typer.echo(f"written: {folder / 'README.md'}")

@@ -1,6 +1,7 @@
 """What several commands take and write: arguments, refused where they cannot be meant; figures."""
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +21,11 @@ def path(text: str) -> Path:
         expanded = Path(str(text)).expanduser()
     except RuntimeError:  # ~somebody
         raise typer.BadParameter(f"{text!r} names the home folder of nobody here") from None
-    if "\0" in str(text):
-        raise typer.BadParameter(f"{text!r} holds a zero byte, which no path can have")
+    try:
+        if b"\0" in os.fsencode(str(text)):
+            raise typer.BadParameter(f"{text!r} holds a zero byte, which no path can have")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise typer.BadParameter(f"{text!r} cannot be written as the name of a file") from None
     return expanded
 
 

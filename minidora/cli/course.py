@@ -67,7 +67,7 @@ def lab(
     """
     from minidora.classroom import folder as folders
 
-    work = folders.work_folder(folder).resolve()
+    work = folders.real(folders.work_folder(folder))
     scripts = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": os.pathsep.join((scripts, os.environ.get("PATH", "")))}
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={work}"]

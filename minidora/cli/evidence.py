@@ -60,6 +60,8 @@ def run(
     from minidora.evidence.pretrain import collect, read_results
 
     output = output_file(output)
+    if output.exists() and not output.is_file():
+        raise UserError(f"{output} cannot be read again later: name a .jsonl file")
     try:
         read_results(output)
     except ValueError as error:

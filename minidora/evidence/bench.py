@@ -368,7 +368,14 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 
 def page(reports: dict[str, dict[str, Any]]) -> str:
-    """benchmarks/README.md: made of the reports by `minidora bench page`, and never edited."""
+    """benchmarks/README.md: made of the reports by `minidora bench page`, and never edited.
+
+    Raises:
+        ValueError: one of them is not a report.
+    """
+    for name, report in reports.items():
+        if not isinstance(report, dict) or not {"machine", "results"} <= report.keys():
+            raise ValueError(f"{name}.json is not a report of minidora bench layers")
     lines = [
         "# What the layer costs",
         "",

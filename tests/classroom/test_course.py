@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from typer.testing import CliRunner, Result
 
 from minidora import checks, cli
-from minidora.checks.exercise import WIDTH
+from minidora.checks.exercise import WIDTH, State
 from minidora.classroom import authoring, grade, report
 from minidora.classroom import folder as folders
 from minidora.classroom.notebook import is_stub, read_notebook
@@ -564,3 +564,46 @@ def test_a_machine_that_cannot_start_a_process_is_not_the_learners_fault(
     assert result.state == "check error"
     assert why in result.message
     assert "not your code's fault" in result.message
+
+
+def test_reset_keeps_a_colab_notebook_valid(work: Work) -> None:
+    """Colab saves format 4.0, in which a cell has no id."""
+    content = work.content()
+    content["nbformat_minor"] = 0
+    for cell in content["cells"]:
+        del cell["id"]
+    content["cells"] = [cell for cell in content["cells"] if grade_id(cell) != "row_norm_check"]
+    work.path.write_text(json.dumps(content), encoding="utf-8")
+    assert work.run("reset", "3.1", "--yes").exit_code == 0
+    nbformat.validate(work.content())
+    assert any(grade_id(cell) == "row_norm_check" for cell in work.content()["cells"])
+
+
+@pytest.mark.skipif(process.os.name == "nt", reason="links and permissions as POSIX has them")
+def test_reset_keeps_link_mode_and_whatever_was_written(work: Work) -> None:
+    half = "# half of a pair: \ud83d, and é\r\n"
+    work.write("decompose", half)
+    work.write("row_norm", half)
+    real = work.folder / "elsewhere.ipynb"
+    work.path.rename(real)
+    real.chmod(0o600)
+    work.path.symlink_to(real)
+    assert work.run("reset", "3.1", "--yes").exit_code == 0
+    assert work.path.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert cell_of(work.content()["cells"], "decompose")["source"] == half
+    assert "\\ud83d" in (work.folder / "backups" / "3.1-1.py").read_text(encoding="utf-8")
+    assert not list(work.folder.rglob("*.saving"))
+
+
+def test_all_done_is_an_ending(work: Work, monkeypatch: Any) -> None:
+    def all_done(
+        workers: Any, notebook: Any, lesson: Any, exercises: Any, *rest: Any, **more: Any
+    ) -> Any:
+        return [grade.Result(exercise, State.DONE) for exercise in exercises]
+
+    monkeypatch.setattr(report, "judge", all_done)
+    text = work.run("status").stdout
+    number = sum(len(one.exercises) for one in checks.LESSONS.values())
+    assert f"All {number} are done" in text
+    assert "minutes left" not in text
