@@ -195,6 +195,31 @@ def test_against_peft() -> None:
         )
 
 
+def test_pefts_dropout_reaches_the_base_product_too() -> None:
+    """PEFT in training: W x + (g - 1) W drop(x) + g s B A drop(x), as lesson 3 says."""
+    import peft
+
+    layer = make(12, 9, 4, torch.float32)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=5, lora_dropout=0.5, use_dora=True, target_modules=["0"]
+    )
+    theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(layer.base)), config)
+    inner = theirs.base_model.model[0]
+    inner.lora_A["default"].weight.data.copy_(layer.lora_A)
+    inner.lora_B["default"].weight.data.copy_(layer.lora_B)
+    inner.lora_magnitude_vector["default"].weight.data.copy_(layer.magnitude)
+    W, s, g = layer.base.weight, layer.scaling, layer.magnitude_scale()
+    x = torch.randn(5, 12)
+    torch.manual_seed(1)
+    y = theirs.train()(x)
+    torch.manual_seed(1)
+    dropped = F.dropout(x, 0.5)
+    ours = g * (x @ W.T + s * (dropped @ layer.lora_A.T) @ layer.lora_B.T) + layer.base.bias
+    torch.testing.assert_close(y, ours + (g - 1) * ((dropped - x) @ W.T), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(y, ours, atol=1e-2)
+    torch.testing.assert_close(theirs.eval()(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
 def test_p05_magnitude_is_the_row_norm_at_the_start_and_after_a_reset() -> None:
     layer = make()
     expected = layer.base.weight.pow(2).sum(1).sqrt()

@@ -306,13 +306,13 @@ def dora_diagram(in_features: int, out_features: int, rank: int) -> Figure:
 
 @styled
 def gradient_split(angle: float = 50.0) -> Figure:
-    """The detached gradient of a row v', its part across the row (the full one), and the rest.
+    """The detached gradient of a row v, its part across the row (the full one), and the rest.
 
     Args:
-        angle: between the step (minus the gradient) and v', in degrees.
+        angle: between the step (minus the gradient) and v, in degrees.
     """
     radians = math.radians(angle)
-    row, step = 2.0, 1.0  # v' lies along the first axis; the step starts at its tip
+    row, step = 2.0, 1.0  # v lies along the first axis; the step starts at its tip
     along, across = step * math.cos(radians), step * math.sin(radians)
     norms = {"full": math.hypot(row, across), "detached": math.hypot(row + along, across)}
     cosine = abs(math.sin(radians))
@@ -346,10 +346,10 @@ def gradient_split(angle: float = 50.0) -> Figure:
         Line2D([], [], color=COLORS["base"], linewidth=1),
     ]
     labels = [
-        "row v'",
-        f"detached step (eq. 11): ‖v'‖ → {norms['detached']:.2f}",
-        f"full step (eq. 6): ‖v'‖ → {norms['full']:.2f}",
-        "rows as long as v'",
+        "row v",
+        f"detached step (eq. 11): ‖v‖ → {norms['detached']:.2f}",
+        f"full step (eq. 6): ‖v‖ → {norms['full']:.2f}",
+        "rows as long as v",
     ]
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     plane.set(xlim=(-0.1, 3.3), ylim=(-1.2, 1.25), aspect="equal")
@@ -365,9 +365,9 @@ def gradient_split(angle: float = 50.0) -> Figure:
         f"The full gradient is the part across the row, here {100 * cosine:.0f} % of the detached",
     )
     figure.set_label(
-        f"Left: a row v' of length 2 and, from its tip, a detached step of length 1 at "
+        f"Left: a row v of length 2 and, from its tip, a detached step of length 1 at "
         f"{angle:.0f} degrees to the row; the full gradient keeps only the part across the row. "
-        f"After the step v' has length {norms['detached']:.2f} (detached) or {norms['full']:.2f} "
+        f"After the step v has length {norms['detached']:.2f} (detached) or {norms['full']:.2f} "
         f"(full). Right: the cosine between the two gradients is the sine of that angle, here "
         f"{cosine:.2f}."
     )

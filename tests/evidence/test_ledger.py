@@ -584,7 +584,7 @@ def test_the_command_prints_filters_and_explains(few: None) -> None:
     assert max(map(len, out.splitlines())) <= 100
     for title in ("The source notebook", "Articles, critiques", "This course"):
         assert title in out
-    for part in ("lesson 3,", "section 8", "LoRA: 0; DoRA: 0", "test_dora.py"):
+    for part in ("lesson 3,", "section 6", "LoRA: 0; DoRA: 0", "test_dora.py"):
         assert part in out
     assert "The source notebook" not in rows_of("--said-by", "ours")
     assert "This course" not in rows_of("--verdict", "does not hold")
@@ -636,7 +636,7 @@ def test_the_command_writes_the_document(
     written = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert written == claims.markdown(claims.ledger(Record(), claims.load()))
     assert "2 holds, 0 holds partly, 1 does not hold, 0 not tested here" in written
-    assert "| LoRA: 0; DoRA: 0 | does not hold | [lesson 3, section 8](../notebooks/03" in written
+    assert "| LoRA: 0; DoRA: 0 | does not hold | [lesson 3, section 6](../notebooks/03" in written
 
 
 def test_the_document_is_the_ledger(figures: Record) -> None:

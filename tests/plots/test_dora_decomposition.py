@@ -86,7 +86,7 @@ def test_two_norms_puts_rows_beside_and_columns_above() -> None:
 
 @pytest.mark.parametrize("angle", [0.0, 35.0, 90.0, 140.0, 180.0])
 def test_gradient_split_agrees_with_autograd(angle: float) -> None:
-    # The loss W' . direction has the gradient `direction` at W', and m / ||v'|| is 1 here.
+    # The loss W' . direction has the gradient `direction` at W', and m / ||v|| is 1 here.
     direction = -torch.tensor([[math.cos(math.radians(angle)), math.sin(math.radians(angle))]])
     row = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     after = {}
