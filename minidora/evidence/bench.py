@@ -58,7 +58,9 @@ class Case:
 
 
 QUICK = [Case(1024, 1024, 16), Case(2048, 64, 16)]
+SMALL_CASES = [Case(64, 64, 4), Case(128, 1024, 8), Case(512, 64, 8)]  # as in the course's models
 CPU_CASES = [
+    *SMALL_CASES,
     Case(512, 8192, 4),
     Case(1024, 1024, 16),
     Case(1024, 2048, 64),
@@ -287,14 +289,25 @@ def _synchronize(device: torch.device) -> None:
 def run(
     cases: list[Case], device: torch.device, compiled: bool = False, budget: float = 4.0
 ) -> dict[str, Any]:
-    """Run cases; what `minidora bench layers` writes: the machine and a list of results."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    results = [
-        asdict(result)
-        for case in progress_bar(cases, "shapes")
-        for result in run_case(case, device, dtype, compiled, budget)
+    """Run cases; what `minidora bench layers` writes: the machine and a list of results.
+
+    On a CPU all run in float32, and those of SMALL_CASES in bf16 too, in a list of their own.
+    """
+    on_cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    half = [] if on_cuda else [case for case in cases if case in SMALL_CASES]
+    runs = [(case, dtype) for case in cases] + [(case, torch.bfloat16) for case in half]
+    done = [
+        [asdict(result) for result in run_case(case, device, kind, compiled, budget)]
+        for case, kind in progress_bar(runs, "shapes")
     ]
-    return {"machine": machine(device, dtype, compiled), "results": results}
+    report = {
+        "machine": machine(device, dtype, compiled),
+        "results": [row for rows in done[: len(cases)] for row in rows],
+    }
+    if half:
+        report["half_precision"] = [row for rows in done[len(cases) :] for row in rows]
+    return report
 
 
 def machine(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, str]:
@@ -347,12 +360,14 @@ def markdown_table(report: dict[str, Any]) -> str:
         "| held: LoRA, DoRA, PEFT's DoRA | peak: the same | norm, by arithmetic |",
         "|---|---|---|---|---|---|---|",
     ]
-    rows: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
-    for row in report["results"]:
-        if row["work"] == "training step":
-            key = (row["features"], row["tokens"], row["rank"])
-            rows.setdefault(key, {})[row["contender"]] = row
-    for (features, tokens, rank), cells in rows.items():
+    rows: dict[tuple[int, int, str], dict[str, dict[str, Any]]] = {}
+    for name, note in (("results", ""), ("half_precision", " (bf16)")):
+        for row in report.get(name, []):
+            if row["work"] == "training step":
+                key = (row["features"], row["tokens"], f"{row['rank']}{note}")
+                rows.setdefault(key, {})[row["contender"]] = row
+    for (features, tokens, label), cells in rows.items():
+        rank = cells[REFERENCE]["rank"]
         ratios = [f"{cells[name]['ratio'][1]:.2f}" for name in ("DoRA", "PEFT DoRA", "PEFT LoRA")]
         held, peak = (
             ", ".join(
@@ -362,7 +377,7 @@ def markdown_table(report: dict[str, Any]) -> str:
         )
         share = f"{100 * rank / (2 * tokens):.1f} %"
         lines.append(
-            f"| {features}, {tokens}, {rank} | {' | '.join(ratios)} | {held} | {peak} | {share} |"
+            f"| {features}, {tokens}, {label} | {' | '.join(ratios)} | {held} | {peak} | {share} |"
         )
     return "\n".join(lines)
 

@@ -39,6 +39,16 @@ def test_every_contender_is_timed_and_counted(report: dict[str, object]) -> None
         assert row.ratio[0] <= row.ratio[1] <= row.ratio[2]
 
 
+def test_small_layers_are_timed_in_both_precisions() -> None:
+    small = bench.SMALL_CASES[0]
+    assert set(bench.SMALL_CASES) <= set(bench.CPU_CASES)
+    report = bench.run([CASE, small], torch.device("cpu"), budget=0.0)
+    assert {(r["features"], r["tokens"]) for r in report["half_precision"]} == {(64, 64)}
+    assert {(r["features"], r["tokens"]) for r in report["results"]} == {(192, 48), (64, 64)}
+    rows = [line.split(" | ")[0] for line in bench.markdown_table(report).splitlines()[2:]]
+    assert rows == ["| 192, 48, 4", "| 64, 64, 4", "| 64, 64, 4 (bf16)"]
+
+
 def test_bytes_held_follow_the_arithmetic(report: dict[str, object]) -> None:
     step = rows(report, "training step")
     output, hidden = 4 * 48 * 192, 4 * 48 * 4
