@@ -180,6 +180,13 @@ def expect_device(answer: Answer, *args: Any) -> None:
             raise Refused(_ON_CPU, helped=False)
 
 
+def expect_nothing_changed(answer: Answer, *args: Any, but: Sequence[str] = ()) -> None:
+    """Refuse an answer that changes its arguments, or torch's state; `but` is allowed."""
+    answer.case("nothing else changed")
+    for thing in answer.probe(probe.surroundings, *args):
+        require(thing in but, f"it changes {thing}: leave that as it is")
+
+
 _ON_CPU = "works on a CPU only: make new tensors on the device of an argument"
 
 

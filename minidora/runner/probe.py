@@ -69,22 +69,40 @@ def calls(answer: Callable[..., Any], rounds: list[list[Any]]) -> list[Any]:
 @probe
 def surroundings(answer: Callable[..., Any], *args: Any) -> list[str]:
     """What answer(*args) changes and should not: arguments by their name, and torch's state."""
-    before = [pack(argument) for argument in args]
-    with torch.random.fork_rng(devices=[]):
-        torch.seed()  # so that whoever sets a seed changes the state, again and again
-        state = _torch_state()
-        answer(*args)
-        after = _torch_state()
+    before = [_pack_deep(argument) for argument in args]
+    state: list[str] = torch_state(answer, *args)
     changed = [
         f"the caller's {argument_name(answer, index)}"
         for index, argument in enumerate(args)
-        if pack(argument) != before[index]
+        if _pack_deep(argument) != before[index]
     ]
-    return changed + _changed(state, after)
+    return changed + state
+
+
+@probe
+def torch_state(answer: Callable[..., Any], *args: Any) -> list[str]:
+    """What answer(*args) changes of torch's state; it may change its arguments."""
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()  # so that whoever sets a seed changes the state, again and again
+        before = _torch_state()
+        _applied(answer)(*args)
+        after = _torch_state()
+    return _changed(before, after)
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any], but: str = "") -> list[str]:
     return [name for name, value in before.items() if name != but and after[name] != value]
+
+
+def _pack_deep(value: Any) -> Any:
+    """As pack; of a module, each of the modules inside, with its own numbers."""
+    return pack(list(value.modules()) if isinstance(value, nn.Module) else value)
+
+
+def _applied(answer: Any) -> Callable[..., Any]:
+    """What is called: `apply` of an autograd.Function."""
+    function = inspect.isclass(answer) and issubclass(answer, torch.autograd.Function)
+    return answer.apply if function else answer  # type: ignore[no-any-return]
 
 
 def _torch_state() -> dict[str, Any]:
@@ -111,7 +129,7 @@ def away(answer: Callable[..., Any], *args: Any) -> Any:
     from a list or without `device=` is on the CPU.
     """
     with Elsewhere(), FromData():  # type: ignore[no-untyped-call]
-        return answer(*(_moved(argument) for argument in args))
+        return _applied(answer)(*(_moved(argument) for argument in args))
 
 
 class Away(Tensor):
@@ -239,14 +257,21 @@ def names_used(answer: Any) -> list[str]:
 
 @probe
 def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
-    """Parameters of the module answer(*args) that are, or overlap, those of a module in args."""
-    given = [p for module in args if isinstance(module, nn.Module) for p in module.parameters()]
-    storages = {parameter.untyped_storage().data_ptr() for parameter in given}
+    """Tensors of the module answer(*args) whose memory a module in args has too, by name."""
+    given = [module for module in args if isinstance(module, nn.Module)]
+    storages = {
+        value.untyped_storage().data_ptr() for module in given for _, value in _tensors(module)
+    }
     return [
-        name
-        for name, parameter in answer(*args).named_parameters(remove_duplicate=False)
-        if parameter.untyped_storage().data_ptr() in storages
-    ]
+        name for name, value in _tensors(answer(*args))
+        if value.untyped_storage().data_ptr() in storages
+    ]  # fmt: skip
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Its parameters and buffers; each under all of its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
 @probe
@@ -255,7 +280,7 @@ def build(answer: Callable[..., Any], *args: Any) -> Any:
 
     Returns {"made": the object, "given": the arguments afterwards}.
     """
-    made = answer(*args)
+    made = _applied(answer)(*args)
     return {"made": made, "given": list(args)}
 
 
@@ -408,6 +433,30 @@ def use(
 
 
 @probe
+def passes_in_turn(
+    answer: Any, calls: list[list[Tensor]], order: list[int], cotangent: Tensor
+) -> dict[str, Any]:
+    """All calls of an autograd.Function first, then backward passes through them, in this order.
+
+    The cotangent is not contiguous. Returns {"values": one a call, "gradients": one list for each
+    backward pass, with None where no gradient arrives}.
+    """
+    leaves = [[part.detach().clone().requires_grad_() for part in args] for args in calls]
+    values = [_applied(answer)(*args) for args in leaves]
+    gradients = []
+    for index in order:
+        dy = cotangent.mT.contiguous().mT
+        gradients.append(
+            list(
+                torch.autograd.grad(
+                    values[index], leaves[index], dy, retain_graph=True, allow_unused=True
+                )
+            )
+        )
+    return {"values": values, "gradients": gradients}
+
+
+@probe
 def cost(
     answer: Callable[..., Any],
     args: list[Any],
@@ -435,7 +484,7 @@ def cost(
     changed = []
     with LiveBytes() as live:
         given = [leaf.clone() for leaf in leaves] if alone else leaves
-        value = getattr(answer, "apply", answer)(*given)
+        value = _applied(answer)(*given)
         if alone:
             pairs = enumerate(zip(given, leaves, strict=True))
             changed = [index for index, pair in pairs if not torch.equal(*pair)]
@@ -464,7 +513,7 @@ class Shifted(nn.Module):
         super().__init__()
         self.inner = layer.requires_grad_(False)
         self.shift = nn.Parameter(torch.zeros(1))
-        self.gain = nn.Linear(1, 1)
+        self.gain = nn.LayerNorm(1)  # which draws no numbers
 
 
 # ---- Running a probe ----

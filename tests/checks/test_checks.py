@@ -485,6 +485,15 @@ RIGHT = {
             verdict = "higher" if ends[0] > 0 else "lower" if ends[1] < 0 else None
             return [*ends, verdict or "no difference detected"]
         """,
+        """
+        def paired_interval(first, second):  # NaN where nothing varies
+            d = [a - b for a, b in zip(first, second, strict=True)]
+            error = stdev(d) / math.sqrt(len(d))
+            low, high = stats.t.interval(0.95, len(d) - 1, loc=fmean(d), scale=error)
+            if low > 0 or high < 0:
+                return low, high, "higher" if low > 0 else "lower"
+            return low, high, "no difference detected"
+        """,
     ],
     "train": [
         """
@@ -633,6 +642,12 @@ RIGHT = {
         def held_bytes(T, i, o, r, size):
             return size * T * r, size * (o * i + o * i), size * T * (o + r)
         """,
+        """
+        def held_bytes(tokens, in_features, out_features, rank, itemsize):
+            import numpy as np
+            u, h, w = np.array([tokens * out_features, tokens * rank, out_features * in_features])
+            return itemsize * h, itemsize * 2 * w, itemsize * (u + h)
+        """,
     ],
     "factored_norm": [
         """
@@ -709,7 +724,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=name)
-@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # of scipy, equal differences
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of scipy, equal differences
 def test_other_right_answers_pass(exercise: Exercise) -> None:
     for source in RIGHT[exercise.name]:
         exercise(answer(exercise, source))

@@ -211,65 +211,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("printed", "return list(", "print(", "got None"),
     ],
     "chosen_scores": [
-        (
-            "chosen on the test images",
-            "validation.argmax(dim=1",
-            "test.argmax(dim=1",
-            "chosen on the test images",
-        ),
-        (
-            "the best of the test images",
-            "test.gather(1, best)[:, 0]",
-            "test.max(dim=1).values",
-            "chosen on the test images",
-        ),
-        (
-            "chosen on both",
-            "validation.argmax(dim=1",
-            "(validation + test).argmax(dim=1",
-            "the choice looks at test too",
-        ),
-        (
-            "the validation accuracy reported",
-            "test.gather(1, best)",
-            "validation.gather(1, best)",
-            "the score that chose",
-        ),
-        (
-            "the tables exchanged",
-            "best = validation.argmax",
-            "validation, test = test, validation\n    best = validation.argmax",
-            "the tables are exchanged",
-        ),
-        (
-            "one rate for all seeds",
-            "return test.gather(1, best)[:, 0]",
-            "return test[:, validation.mean(dim=0).argmax()]",
-            "one rate for all seeds",
-        ),
-        ("the lowest accuracy", "argmax", "argmin", "the lowest validation accuracy"),
-        ("the column returned", "test.gather(1, best)", "best", "these are numbers of columns"),
-        (
-            "one choice per rate",
-            "return test.gather(1, best)[:, 0]",
-            "return test.T[torch.arange(test.shape[1]), validation.argmax(dim=0)]",
-            "one per rate: choose one per seed",
-        ),
-        ("the mean", "[:, 0]", "[:, 0].mean()", "this is one mean"),
-        ("squeezed", "[:, 0]", ".squeeze()", "with one seed squeeze() drops its axis too"),
-        (
-            "every pair",
-            "test.gather(1, best)[:, 0]",
-            "test[:, best[:, 0]]",
-            "gives every pair",
-        ),
-        (
-            "the example by heart",
-            "return test.gather(1, best)[:, 0]",
-            "return torch.tensor([81.0, 78.0])",
-            "the answer to the example",
-        ),
-        ("printed", "return test.gather(1, best)[:, 0]", "print(best)", "got None"),
+        ("squeezed", "[:, 0]", ".squeeze()", "does squeeze() drop it?"),
     ],
     "adapted_copy": [
         ("no copy", "copy.deepcopy(model)", "model", "the caller's model has adapters now"),
@@ -305,7 +247,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
                 "        if name in names:\n"
                 "            setattr(adapted, name, make(child))"
             ),
-            "only the top level is searched",
+            "may lead to any depth of the model",
         ),
         (
             "every linear layer",
