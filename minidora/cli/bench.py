@@ -70,6 +70,49 @@ def layers(
 
 
 @app.command()
+def experiment(
+    quick: Annotated[bool, typer.Option("--quick", help="Few runs, for a look.")] = False,
+    output: Annotated[
+        Path, typer.Option(parser=path, metavar="FOLDER", help="Where the JSON goes.")
+    ] = Path("bench"),
+) -> None:
+    """Compare many small trainings at once with one after the other."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from minidora import plots
+    from minidora.classroom.files import output_folder, write_whole
+    from minidora.evidence import bench_experiment
+
+    output = output_folder(output)
+    place = course_device()
+    sizes = {"perceptrons": 10, "texts": 2, "rounds": 1} if quick else {}
+    results = []
+    for result in bench_experiment.measure(place, **sizes):
+        results.append(result)
+        typer.echo(f"{result.model}, {plots.NAMES[result.method]}: {result.ratio:.2f} times")
+    data = bench_experiment.report(place, results)
+    table = Table(title=", ".join(f"{key} {value}" for key, value in data["machine"].items()))
+    for column in ("model", "method", "runs", "a second: at once", "one by one", "times", "choice"):
+        table.add_column(column, justify="left" if column in ("model", "method") else "right")
+    for row in results:
+        low, high = min(row.ratios), max(row.ratios)
+        table.add_row(
+            row.model,
+            plots.NAMES[row.method],
+            str(row.runs),
+            f"{row.together:.2f}",
+            f"{row.alone:.2f}",
+            f"{row.ratio:.2f} ({low:.2f} to {high:.2f})",
+            row.choice,
+        )
+    Console().print(table)
+    file = output / f"experiment-{place.type}.json"
+    write_whole(file, json.dumps(data, indent=1) + "\n")
+    typer.echo(f"written: {file}")
+
+
+@app.command()
 def page(
     folder: Annotated[
         Path, typer.Option(parser=path, metavar="FOLDER", help="Where the JSON files are.")

@@ -28,7 +28,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 SUBCOMMANDS = [
     "doctor", "start", "lab", "status", "check", "hint", "reset", "solution", "demo", "bench",
-    "bench layers", "bench page", "experiment", "experiment run", "experiment report",
+    "bench layers", "bench experiment", "bench page",
+    "experiment", "experiment run", "experiment report",
     "evidence", "evidence pretrain", "evidence run",
     "claims", "build", "exercise", "exercise new",
     "notebooks", "notebooks execute", "notebooks check", "notebooks length",
