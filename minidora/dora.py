@@ -152,7 +152,8 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
             with torch.no_grad():
                 norm: Tensor = kernels.factored_norm(weight, lora_A, lora_B, scaling)[0]
                 return norm
-    return plain_norm(weight, lora_A, lora_B, scaling)
+    # no_grad does not stop forward-mode derivatives; detach does.
+    return plain_norm(weight, lora_A, lora_B, scaling).detach()
 
 
 @torch.no_grad()

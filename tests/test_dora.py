@@ -684,3 +684,39 @@ def test_cuda_equals_the_closed_form(dtype: torch.dtype) -> None:
     theirs = [expected, *torch.autograd.grad(expected, leaves, dy.double())]
     for got, want in zip(ours, theirs, strict=True):
         assert (got.double() - want.double()).norm() < TOLERANCE[dtype] * want.double().norm()
+
+
+# ---- torch.func -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layer_class", [LoRALinear, DoRALinear])
+def test_func_transforms_equal_a_loop(layer_class: type[LoRALinear], dtype: torch.dtype) -> None:
+    """vmap over stacked models, grad inside it, jvp: what trains many adapters at once."""
+    torch.manual_seed(0)
+    base = nn.Linear(24, 40, dtype=dtype)
+    layers = [layer_class(copy.deepcopy(base), 4, 8.0) for _ in range(3)]
+    for layer in layers:
+        nn.init.normal_(layer.lora_B, std=0.1)
+    x = torch.randn(3, 5, 24, dtype=dtype)
+    stacked, buffers = torch.func.stack_module_state(layers)
+
+    def loss(values: dict[str, Tensor], one: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(layers[0], (values, buffers), (one,))
+        return y.float().pow(2).sum()
+
+    tolerance = TOLERANCE[dtype]
+    gradients = torch.func.vmap(torch.func.grad(loss))(stacked, x)
+    for k, layer in enumerate(layers):
+        layer.zero_grad()
+        layer(x[k]).float().pow(2).sum().backward()
+        for name, parameter in layer.named_parameters():
+            if parameter.grad is not None:
+                error = (gradients[name][k] - parameter.grad).norm()
+                assert error <= 2 * tolerance * parameter.grad.norm(), name
+    one = {name: value[0].float().to(value.dtype) for name, value in stacked.items()}
+    tangent = {name: torch.randn_like(value) for name, value in one.items()}
+    slope = torch.func.jvp(lambda values: loss(values, x[0]), (one,), (tangent,))[1]
+    first = torch.func.grad(loss)(one, x[0])
+    expected = sum((first[name].float() * tangent[name].float()).sum() for name in one)
+    torch.testing.assert_close(slope, expected, rtol=20 * tolerance, atol=20 * tolerance)
