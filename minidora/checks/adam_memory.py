@@ -115,6 +115,7 @@ def _wrong_lora(shapes: Shapes, rank: int) -> Wrong:
     yield "only the last layer is counted", rank * sum(shapes[-1])
     yield "two layers of one shape are two layers", rank * sum(map(sum, set(shapes)))
     yield "these are bytes: count numbers", 4 * rank * (outs + ins)
+    yield "magnitudes are DoRA's: LoRA trains A and B alone", rank * (outs + ins) + outs
     yield "these are the layers themselves", sum(out * in_ for out, in_ in shapes)
     yield "one layer of all sums together: add up layer by layer", outs * ins
     yield (
@@ -180,7 +181,7 @@ def _mixed_model() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         model.embed = nn.Embedding(words, width, dtype=torch.bfloat16)
         model.norm = nn.BatchNorm1d(width)  # two float32 buffers and a counter of 8 bytes
-        model.register_buffer("angles", torch.ones(5), persistent=False)  # not in the state_dict
+        model.register_buffer("angles", torch.ones(3), persistent=False)  # not in the state_dict
         model.up = nn.Linear(width, 4, dtype=torch.bfloat16)
         model.down = nn.Linear(4, width, dtype=torch.float64)
         model.lora_A = nn.Parameter(torch.zeros(2, width))
@@ -287,9 +288,8 @@ training_bytes.mistakes_of(_wrong_state, part="state")
 # ---- 1.4: four bits ----
 
 
-def _odd(low: int, high: int) -> int:
-    """Odd, so that neither the last byte nor the last block is full."""
-    return 2 * random_size(low // 2, high // 2) + 1
+def _one_of(*sizes: int) -> int:
+    return sizes[random_size(0, len(sizes))]
 
 
 @spec(
@@ -301,7 +301,11 @@ def _odd(low: int, high: int) -> int:
     teaches="why 4 bits are 4.5, and where rounding hides",
     hint="How many bytes hold 15 numbers of 4 bits, and how many blocks of 64 do they start?",
     shapes="out_features, in_features -> bytes",
-    draw={"out_features": lambda: _odd(3, 8), "in_features": lambda: _odd(65, 133)},
+    # Odd, so that neither the last byte nor the last block is full, and most mistakes differ.
+    draw={
+        "out_features": lambda: _one_of(3, 5, 7),
+        "in_features": lambda: _one_of(77, 89, 95, 97, 133, 137),
+    },
 )
 def four_bit_bytes(out_features: int, in_features: int) -> int:
     places = range(out_features * in_features)
@@ -436,10 +440,8 @@ def _names(answer: Answer, *args: float) -> list[str]:
 @what_fits.explain
 def _name_what_is_counted(answer: Answer) -> None:
     """Refuse by the bytes that the answer counts for a parameter and a number in the adapters."""
-    least, most = (_names(answer, gpu_gib, 2**34, 2**30) for gpu_gib in (0, 2**22))
-    if not set(most) & set(WAYS):
-        return
-    require(not least == most == ["lora-bfloat16", "lora-4bit"], BY_HEART)
+    by_heart = [(["lora-bfloat16", "lora-4bit"], BY_HEART)]
+    expect_words(answer(2**22, 2**34, 2**30), list(WAYS), by_heart, "four million GiB")
     found = {way: (_asked(answer, way, 0), _asked(answer, way, 2**32)) for way in WAYS}
     counted = {way: (alone / 16, (both - alone) / 4) for way, (alone, both) in found.items()}
     scale = {round(counted[way][0] / WAYS[way][0], 2) for way in WAYS}
@@ -515,6 +517,11 @@ def _budgets(answer: Answer) -> None:
 
     answer.case("by hand")
     check(361_000, 150_000, WIDE, 7)
+    answer.case("LLaMA-7B in bf16")
+    targets, base = _paper_targets(4096, 4096, 11008, 32), 13_476_831_232
+    needed = base + _trained_bytes(targets, 150)
+    check(needed, base, targets, 150)
+    check(needed - 1, base, targets, 149)
     small = [(random_size(20, 60), random_size(20, 60))]
     for name, shapes in {"wide layers": WIDE, "tall layers": TALL, "one layer": small}.items():
         answer.case(name)
@@ -542,6 +549,7 @@ def _name_what_a_rank_costs(answer: Answer) -> None:
 
     require(not got(0) == got(most) == 7, BY_HEART)
     require(got(0) >= 0, "less than rank 1 is no rank: return 0")
+    require(got(0) < 1, "nothing fits into 0 bytes: return 0 there")
     require(got(base + 300_000) % 1 == 0, "a rank is a whole number: round down")
     first = bisect_left(range(most), True, key=lambda size: got(size) >= 1)
     second = bisect_left(range(most), True, key=lambda size: got(size) >= 2)

@@ -146,17 +146,23 @@ class Spec(Exercise, Oracle):
         try:
             self.refuse(got, args, want, named, by_heart=False)
         except Refused as refused:
-            self.name_mistake(answer, refused.picture)
-            raise
+            if self.name_mistake(answer, refused.picture):
+                raise
+            self.refuse(got, args, want, named=False, by_heart=False)
 
-    def name_mistake(self, answer: Answer, picture: tuple[Tensor, Tensor] | None) -> None:
-        """Refuse by name what failed at an example, which may not tell one mistake from another."""
+    def name_mistake(self, answer: Answer, picture: tuple[Tensor, Tensor] | None) -> bool:
+        """Refuse by name what failed at an example, which may not tell one mistake from another.
+
+        Returns whether a name that the example gave can stand: nothing here speaks against it.
+        """
         args = self.telling()
         try:
             self.refuse(answer(*args), args, self.want(args))
         except Refused as refused:
             if refused.known:
                 raise Refused(refused.message, known=True, picture=picture) from None
+            return False
+        return True
 
     def compare_half(self, answer: Answer, args: Sequence[Any]) -> None:
         """The right dtype, and about the right values: rounding may hurt where rows cancel."""
