@@ -10,7 +10,6 @@ import socketserver
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -401,10 +400,9 @@ OTHERS = {
 Rows = dict[str, dict[str, dict[str, str]]]
 
 
-@pytest.fixture(scope="module")
-def graded(tmp_path_factory: Any) -> Rows:
+def graded(parent: Path) -> Rows:
     """{student: {exercise: row of the report}}, by the command itself."""
-    folder = tmp_path_factory.mktemp("class") / "submissions"
+    folder = parent / "submissions"
     report = folder.parent / "results.csv"
     judge = folder.parent / "judge.py"
     mine = folder.parent / "my-work" / "exercises"
@@ -431,7 +429,8 @@ def graded(tmp_path_factory: Any) -> Rows:
             (folder / name / "lengths.py").write_text("def of(x):\n    return x.norm(dim=1)\n")
         (folder / "nobody").mkdir()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LESSON.exercises[0], "seconds", 20.0)  # for the endless loop
+            for exercise in LESSON.exercises:  # a busy machine refuses nobody
+                patch.setattr(exercise, "seconds", 20.0 if exercise.number == "3.1" else 120.0)
             patch.setenv("MINIDORA_DEVICE", "cpu")  # which grading sets: put back afterwards
             result = CliRunner().invoke(
                 cli.app,
@@ -481,50 +480,37 @@ RIGHT = {
     "def row_norm(weight):\n    return weight.norm(dim=1)\n",
 }
 
-CHEATS = [*cheats(Path("/")), *OTHERS, "outputs forged"]
+SAYS = {
+    "solution read": "No such file or directory",
+    "os._exit": "your code ended the Python process",
+    "forged replies": "your code wrote into the connection",
+    "a flood of lists": "your code sent too much data",
+    "in place, probes patched": "it changes the caller's weight",
+    "grading rewritten": "No such file or directory",
+    "package's own": "No module named 'minidora.dora'",
+}
 
 
 @needs_sandbox
-@pytest.mark.parametrize("name", CHEATS)
-def test_cheat_earns_nothing(name: str, graded: Any) -> None:
-    rows = graded[name]
-    print(rows["3.1"]["message"])
-    assert rows["3.1"]["points"] == "0"
-    assert rows["3.1"]["state"] in ("failing", "missing", "not started")
-    assert rows["3.1"]["max_points"] == "1"
-    assert rows["3.2"]["points"] == "1", rows["3.2"]["message"]
-    assert sum(int(row["points"]) for row in rows.values()) == 1
-
-
-@needs_sandbox
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answer_passes_as_in_the_notebook(name: str, graded: Any) -> None:
-    assert graded[name]["3.1"]["points"] == "1", graded[name]["3.1"]["message"]
-
-
-@needs_sandbox
-def test_honest_answers_get_full_points_and_nobody_none(graded: Any) -> None:
-    assert {row["state"] for row in graded["zz honest"].values()} == {"done"}
-    assert {row["state"] for row in graded["nobody"].values()} == {"missing"}
-    points = sum(int(row["points"]) for row in graded["zz honest"].values())
-    assert points == sum(exercise.points for exercise in LESSON.exercises)
-
-
-@needs_sandbox
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("solution read", "No such file or directory"),
-        ("os._exit", "your code ended the Python process"),
-        ("forged replies", "your code wrote into the connection"),
-        ("a flood of lists", "your code sent too much data"),
-        ("in place, probes patched", "it changes the caller's weight"),
-        ("grading rewritten", "No such file or directory"),
-        ("package's own", "No module named 'minidora.dora'"),
-    ],
-)
-def test_report_says_what_was_tried(name: str, says: str, graded: Any) -> None:
-    assert says in graded[name]["3.1"]["message"]
+def test_cheats_earn_nothing_and_right_answers_pass(tmp_path: Path) -> None:
+    """One test, because a class is graded once: pytest-xdist would spread several over workers."""
+    rows = graded(tmp_path)
+    cheaters = [*cheats(tmp_path), *OTHERS, "outputs forged"]
+    odd = {}
+    for name in cheaters:
+        first, points = rows[name]["3.1"], sum(int(row["points"]) for row in rows[name].values())
+        refused = first["state"] in ("failing", "missing", "not started")
+        honest_rest = points == 1 and rows[name]["3.2"]["points"] == "1"
+        if not refused or not honest_rest or SAYS.get(name, "") not in first["message"]:
+            odd[name] = [rows[name]["3.1"], rows[name]["3.2"]]
+    for name in RIGHT:
+        if rows[name]["3.1"]["state"] != "done":
+            odd[name] = [rows[name]["3.1"]]
+    assert odd == {}
+    assert set(rows) == {*cheaters, *RIGHT, "zz honest", "nobody"}
+    assert {row["max_points"] for row in rows["nobody"].values()} == {"1", "2", "3"}
+    assert {row["state"] for row in rows["zz honest"].values()} == {"done"}
+    assert {row["state"] for row in rows["nobody"].values()} == {"missing"}
 
 
 def test_collects_folders_files_and_the_newest(tmp_path: Path) -> None:
