@@ -20,7 +20,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,15 +37,15 @@ use_kernels = os.environ.get("MINIDORA_KERNELS", "1") != "0"
 HALF = (torch.bfloat16, torch.float16)
 # Products of half precision in float32 are CUDA's, and not yet torch 2.6's.
 MIXED_MM = hasattr(torch.ops.aten.mm, "dtype") and torch.version.hip is None
-_loaded: bool | None = None  # whether minidora.kernels could be imported; None is not yet tried
+_loaded: bool | None = None  # whether minidora.fused could be imported; None is not yet tried
 
 
 def _kernels_load() -> bool:
-    """Import minidora.kernels at its first use: Triton takes as long to import as the rest."""
+    """Import minidora.fused at its first use: Triton takes as long to import as the rest."""
     global _loaded
     if _loaded is None:
         try:
-            importlib.import_module("minidora.kernels")
+            importlib.import_module("minidora.fused")
             _loaded = True
         except Exception as error:
             _loaded = False
@@ -146,11 +145,11 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
     if torch.compiler.is_compiling() and MIXED_MM and weight.is_cuda and weight.dtype in HALF:
         return graph_norm(weight, lora_A, lora_B, scaling)
     if kernels_serve(weight):
-        from minidora import kernels
+        from minidora import fused
 
-        if kernels.forms_norm(weight, lora_A):
+        if fused.forms_norm(weight, lora_A):
             with torch.no_grad():
-                norm: Tensor = kernels.factored_norm(weight, lora_A, lora_B, scaling)[0]
+                norm: Tensor = fused.factored_norm(weight, lora_A, lora_B, scaling)[0]
                 return norm
     # no_grad does not stop forward-mode derivatives; detach does.
     return plain_norm(weight, lora_A, lora_B, scaling).detach()
@@ -260,95 +259,6 @@ class Compose(torch.autograd.Function):
         return d_u, d_u if ctx.needs_input_grad[1] else None, d_g, d_bias
 
 
-class FusedDoRA(torch.autograd.Function):
-    """The layer on a GPU: DoRALinear.compose with its gradients by hand, in fewer launches.
-
-        u  = x W^T + h B^T,   h = s drop(x) A^T          y   = g u + bias
-        du = g dy                                        d_m = sum(dy u) / norm
-        dB = du^T h,          dh = du B,  dA = s dh^T drop(x),       dx = du W + s dh A
-
-    It holds u, or computes it again (recompute), and treats the norm as a constant.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kernels: ModuleType,
-        x: Tensor,
-        dropped: Tensor | None,
-        weight: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        magnitude: Tensor,
-        bias: Tensor | None,
-        norm: Tensor | None,
-        scaling: float,
-        recompute: bool,
-    ) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
-        if norm is None:
-            norm, P = kernels.factored_norm(weight, lora_A, lora_B, scaling)
-            A = P[: len(lora_A)].to(weight.dtype)  # s A, rounded
-        else:
-            A = torch.mul(lora_A, scaling, out=torch.empty_like(lora_A, dtype=weight.dtype))
-        h = low_in @ A.T  # (tokens, rank)
-        u = tokens @ weight.T
-        y = kernels.compose(u, h, lora_B.contiguous(), magnitude, norm, bias, not recompute)
-        ctx.kernels, ctx.scaling = kernels, scaling
-        kept = None if recompute else u
-        ctx.save_for_backward(x, dropped, weight, lora_A, lora_B, magnitude, bias, norm, h, A, kept)
-        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, norm, h, A, u = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: the plain form has one
-            return (None, *_plain_gradients(ctx, inputs, norm, dy), None, None, None)
-        x, dropped, weight, lora_A, lora_B, magnitude, bias = inputs
-        tokens = x.reshape(-1, x.shape[-1])
-        low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
-        if u is None:
-            u = tokens @ weight.T
-            ctx.kernels.compose(u, h, lora_B.contiguous(), magnitude, norm, bias, True)
-        dy = dy.reshape(u.shape)
-        dy = dy if dy.stride(1) == 1 else dy.contiguous()
-        du, d_m = ctx.kernels.compose_backward(dy, u, magnitude, norm)
-        dh = du @ lora_B.to(weight.dtype)  # (tokens, rank)
-        dB = product(du.T, h, lora_B.dtype)
-        dA = product((ctx.scaling * dh).T, low_in, lora_A.dtype)
-        dx = d_low = None
-        if ctx.needs_input_grad[1]:
-            dx = du @ weight
-            if dropped is None:
-                dx.addmm_(dh, A)
-            dx = dx.view(x.shape)
-        if ctx.needs_input_grad[2]:
-            d_low = (dh @ A).view(x.shape)
-        d_m = d_m.sum(0).to(magnitude.dtype)
-        return None, dx, d_low, None, dA, dB, d_m, None, None, None, None
-
-
-def _plain_gradients(
-    ctx: Any, inputs: list[Tensor | None], norm: Tensor, dy: Tensor
-) -> list[Tensor | None]:
-    """FusedDoRA's gradients for its first inputs, in operations that have gradients themselves."""
-    own = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-    x, dropped, weight, A, B, magnitude, bias = own
-    if x is None or weight is None or A is None or B is None or magnitude is None:
-        raise AssertionError("only dropped and bias can be missing")
-    h = ctx.scaling * F.linear(x if dropped is None else dropped, A.to(weight.dtype))
-    low = F.linear(h, B.to(weight.dtype))
-    g = magnitude_over_norm(magnitude.to(norm.dtype), norm)
-    y = compose_outputs(F.linear(x, weight), low, g, bias)[0]
-    needed_for = ctx.needs_input_grad[1 : 1 + len(own)]
-    wanted = [t for t, needed in zip(own, needed_for, strict=False) if needed]
-    gradients = iter(
-        torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True)
-    )
-    return [next(gradients) if needed else None for needed in needed_for]
-
-
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """left right in another dtype, without a rounding to theirs on the way where torch can."""
     if left.dtype in HALF and dtype == torch.float32 and left.device.type != "cpu" and MIXED_MM:
@@ -454,17 +364,17 @@ class DoRALinear(LoRALinear):
 
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same on a GPU, with the kernels of minidora.kernels."""
-        from minidora import kernels
+        from minidora import fused
 
         norm = self.cached_norm
         if norm is None and (
-            weight is not self.base.weight or not kernels.forms_norm(weight, self.lora_A)
+            weight is not self.base.weight or not fused.forms_norm(weight, self.lora_A)
         ):
             norm = self.weight_norm()
         dropped = self.dropout(x) if self.training and self.dropout.p > 0 else None
         recompute = self.recompute or not torch.is_grad_enabled()
-        y: Tensor = FusedDoRA.apply(
-            kernels, x, dropped, weight, self.lora_A, self.lora_B, self.magnitude, bias, norm,
+        y: Tensor = fused.FusedDoRA.apply(
+            x, dropped, weight, self.lora_A, self.lora_B, self.magnitude, bias, norm,
             self.scaling, recompute,
         )  # fmt: skip
         return y

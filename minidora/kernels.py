@@ -14,70 +14,24 @@ split into two of them, A = hi + lo, and W A^T = W hi^T + W lo^T: sixteen bits o
 eight. Rows that nearly cancel, or whose squares leave the range of float32, are built and summed
 in float64, by the program that finds them: nobody waits for a value.
 
-Importing this needs Triton; minidora.dora does it when the first tensor on a GPU comes along.
+Nothing here starts a kernel: minidora.fused does. The plain form of the norm is dora.plain_norm.
+Importing this needs Triton.
 
 Reference:
     Tillet, Kung, Cox 2019, "Triton: An Intermediate Language and Compiler for Tiled Neural
     Network Computations", MAPL 2019
 """
 
-import ctypes
 import os
-import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from minidora import dora
+from minidora.dora import magnitude_over_norm
 
-MAX_RANK = 64  # up to it one kernel forms W A^T itself
-SLICES = 8  # A A^T comes as the sum of so many parts, one a program
 NARROW = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") in ("0", ""))
-failure: Exception | None = None  # what a launch failed with; from then on the plain forms serve
-
-
-def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *args: Any, **options: Any) -> bool:
-    """Start a kernel on the device of a tensor. False, with one warning, where that fails."""
-    global failure
-    if failure is None:
-        try:
-            if like.is_cuda and like.device.index != torch.cuda.current_device():
-                with torch.cuda.device(like.device):
-                    kernel[grid](*args, **options)
-            else:
-                kernel[grid](*args, **options)
-            return True
-        except Exception as error:  # no C compiler, an old driver, too little shared memory
-            failure = error
-            warnings.warn(f"minidora runs without its kernels: {error!r}", stacklevel=2)
-    return False
-
-
-def operator(name: str, body: Any, fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
-    """body, as an operator where the dispatcher must see it: in a graph, on meta, under a mode.
-
-    On a GPU it is called directly: the dispatcher takes longer than most of the kernels.
-    """
-    op = torch.library.custom_op(f"minidora::{name}", body, mutates_args=mutates)
-    op.register_fake(fake)
-
-    def call(first: Tensor, *rest: Any) -> Any:
-        direct = first.is_cuda and not torch.compiler.is_compiling()
-        return (body if direct else op)(first, *rest)
-
-    return call
-
-
-def blocks(size: int, block: int) -> int:
-    return -(-size // block)
-
-
-def power(rank: int, most: int = MAX_RANK) -> int:
-    return min(most, max(16, 1 << (rank - 1).bit_length()))
 
 
 @triton.jit
@@ -123,36 +77,11 @@ def prepare_kernel(
         tl.store(G + at, g, (k < rank)[:, None] & (k < rank)[None, :])
 
 
-def _prepared(lora_A: Tensor, _: float, split: bool) -> tuple[Tensor, Tensor]:
-    """Room for what _prepare computes."""
-    (rank, m), dtype = lora_A.shape, torch.bfloat16 if split else torch.float32
-    parts = SLICES if rank <= MAX_RANK else 0
-    return (
-        torch.empty((1 + split) * rank, m, dtype=dtype, device=lora_A.device),
-        torch.empty(parts, rank, rank, dtype=torch.float32, device=lora_A.device),
-    )
-
-
-def _prepare(lora_A: Tensor, scaling: float, split: bool) -> tuple[Tensor, Tensor]:
-    rank, m = lora_A.shape
-    P = torch.empty(
-        (1 + split) * rank,
-        m,
-        dtype=torch.bfloat16 if split else torch.float32,
-        device=lora_A.device,
-    )
-    gram = rank <= MAX_RANK
-    G = torch.empty(SLICES if gram else 0, rank, rank, dtype=torch.float32, device=lora_A.device)
-    size, cols = power(rank), 2048 // power(rank)
-    if not launch(
-        prepare_kernel, (SLICES, blocks(rank, size)), lora_A, P, G, lora_A, scaling, m, rank,
-        RANK=size, COLS=cols, STEPS=blocks(m, SLICES * cols), SPLIT=split, GRAM=gram,
-    ):  # fmt: skip
-        a = scaling * lora_A.float()
-        P[:rank] = a
-        P[rank:] = (a - P[:rank])[: len(P) - rank]
-        G.zero_()[:1] = a @ a.T
-    return P, G
+def plain_prepare(lora_A: Tensor, scaling: float, split: bool) -> tuple[Tensor, Tensor]:
+    """P and the whole of P P^T, which is s^2 A A^T."""
+    a = scaling * lora_A.float()
+    hi = a.bfloat16()
+    return torch.cat([hi, (a - hi.float()).bfloat16()]) if split else a, a @ a.T
 
 
 @triton.jit
@@ -227,27 +156,6 @@ def norm_kernel(
     tl.store(norm + rows, result, rows < n)
 
 
-def _norm(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, P: Tensor, G: Tensor, U: Tensor | None,
-    BG: Tensor | None, scaling: float,
-) -> Tensor:  # fmt: skip
-    (n, m), rank = weight.shape, len(lora_A)
-    norm = torch.empty(n, dtype=torch.float32, device=weight.device)
-    s = ctypes.c_float(scaling).value
-    split = len(P) > rank
-    # Four warps, and 64 rows where the tensor cores take bf16: with 128 columns, or eight warps,
-    # Triton 3.6 gave wrong sums on an H200.
-    rows, cols = (64, 64) if split else (32, 32)
-    if not launch(
-        norm_kernel, (blocks(n, rows),), weight,
-        norm, weight, lora_A, lora_B, P, G, U, BG, s, scaling - s, n, weight.stride(0), m, rank,
-        ROWS=rows, COLS=cols, RANK=power(rank, 64 if U is None else 32), PARTS=1 + split,
-        SUMS=len(G), GIVEN=U is not None, STAGES=2 if not split else 5 if rank <= 32 else 4,
-    ):  # fmt: skip
-        norm.copy_(dora.plain_norm(weight, lora_A, lora_B, scaling))
-    return norm
-
-
 # ---- The outputs ----
 
 
@@ -287,30 +195,10 @@ def plain_compose(
 ) -> tuple[Tensor, Tensor]:
     """y = g u + bias and u = base + h B^T, (tokens, out), in the dtype of base."""
     u = base.float() + h.float() @ lora_B.to(h.dtype).float().T
-    y = dora.magnitude_over_norm(magnitude.float(), norm) * u
+    y = magnitude_over_norm(magnitude.float(), norm) * u
     if bias is not None:
         y = y + bias.float()
     return y.to(base.dtype), u.to(base.dtype)
-
-
-def _compose(
-    base: Tensor, h: Tensor, lora_B: Tensor, magnitude: Tensor, norm: Tensor,
-    bias: Tensor | None, keep: bool,
-) -> Tensor:  # fmt: skip
-    (tokens, out), rank = base.shape, h.shape[1]
-    y = torch.empty_like(base)
-    block, k = 32 if tokens > 16 else 16, power(rank, 64 if base.itemsize == 2 else 32)
-    width = 128
-    if rank > MAX_RANK and tokens > 16:
-        block, width = 128, 64
-    if not launch(
-        compose_kernel, (blocks(out, width), blocks(tokens, block)), base,
-        y, base, h, lora_B, magnitude, norm, bias, tokens, out, rank,
-        TOKENS=block, OUT=width, RANK=k, BIAS=bias is not None, KEEP=keep,
-    ):  # fmt: skip
-        y, u = plain_compose(base, h, lora_B, magnitude, norm, bias)
-        base.copy_(u)
-    return y
 
 
 @triton.jit
@@ -340,57 +228,6 @@ def plain_compose_backward(
     dy: Tensor, u: Tensor, magnitude: Tensor, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
     """d_u = g dy, (tokens, out), and d_m = sum(dy u) / norm, (1, out); 0 where the norm is 0."""
-    d_u = dora.magnitude_over_norm(magnitude.float(), norm) * dy
+    d_u = magnitude_over_norm(magnitude.float(), norm) * dy
     d_g = (dy.float() * u.float()).sum(0, keepdim=True)
     return d_u.to(dy.dtype), d_g / norm.masked_fill(norm == 0, torch.inf)
-
-
-def _compose_backward(
-    dy: Tensor, u: Tensor, magnitude: Tensor, norm: Tensor
-) -> tuple[Tensor, Tensor]:
-    tokens, out = u.shape
-    parts = blocks(tokens, 128)
-    d_u = torch.empty_like(u)
-    d_m = torch.empty(parts, out, dtype=torch.float32, device=u.device)
-    if not launch(
-        compose_backward_kernel, (blocks(out, 128), parts), u,
-        d_u, d_m, dy, u, magnitude, norm, tokens, out, dy.stride(0), TOKENS=16, OUT=128, STEPS=8,
-    ):  # fmt: skip
-        d_u, row = plain_compose_backward(dy, u, magnitude, norm)
-        d_m.zero_()[0] = row[0]
-    return d_u, d_m
-
-
-# ---- What minidora.dora calls ----
-
-prepare = operator("prepare", _prepare, _prepared)
-norm = operator("norm", _norm, lambda W, *_: W.new_empty(len(W), dtype=torch.float32))
-compose = operator("compose", _compose, lambda base, *_: torch.empty_like(base), ("base",))
-compose_backward = operator(
-    "compose_backward",
-    _compose_backward,
-    lambda dy, u, *_: (
-        torch.empty_like(u),
-        u.new_empty(blocks(len(u), 128), u.shape[1], dtype=torch.float32),
-    ),
-)
-
-
-def factored_norm(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """||W + s B A||_row, (out,), in float32, and P: the rounded s A, then what rounding left."""
-    weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    A, B, rank = lora_A.contiguous(), lora_B.contiguous(), len(lora_A)
-    P, G = prepare(A, scaling, weight.dtype == torch.bfloat16)
-    U = BG = None
-    if rank > MAX_RANK:
-        U = dora.product(weight, P.T, torch.float32)
-        G = dora.product(P, P.T, torch.float32).view(2, rank, 2, rank).sum((0, 2))
-        BG = dora.product(prepare(B, 1.0, True)[0], prepare(G, 1.0, True)[0].T, torch.float32)
-    return norm(weight, A, B, P, G, U, BG, scaling), P
-
-
-def forms_norm(weight: Tensor, lora_A: Tensor) -> bool:
-    """Whether factored_norm takes this rank: a large one wants a product of bf16 in float32."""
-    return len(lora_A) <= MAX_RANK or (weight.dtype == torch.bfloat16 and dora.MIXED_MM)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minidora import DoRALinear, LoRALinear, dora
 from minidora.memory import Launches
 
-kernels = pytest.importorskip("minidora.kernels", reason="needs Triton")
+kernels = pytest.importorskip("minidora.fused", reason="needs Triton")
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -60,7 +60,7 @@ Rows = list[dict[str, Any]]
 
 def kernels_against_float64(rows: Rows, clock: Clock) -> None:
     """Largest relative error of the norm, and of y, d_u, d_m by their norms, for each size."""
-    from minidora import kernels
+    from minidora import fused
 
     torch.manual_seed(0)
     sizes = [(4096, 4096, 16), (11008, 4096, 32), (4096, 11008, 64), (4096, 4096, 384)]
@@ -87,8 +87,8 @@ def kernels_against_float64(rows: Rows, clock: Clock) -> None:
             u64 = base.double() + h.double() @ B.to(dtype).double().T
             g64 = torch.where(norm == 0, 1.0, m.double() / norm)
             u = base.clone()
-            y = kernels.compose(u, h, B, m, norm.float(), bias, True)
-            du, dm = kernels.compose_backward(dy, u, m, norm.float())
+            y = fused.compose(u, h, B, m, norm.float(), bias, True)
+            du, dm = fused.compose_backward(dy, u, m, norm.float())
             dm64 = (dy.double() * u64).sum(0) / norm.masked_fill(norm == 0, torch.inf)
             expected = {"y": g64 * u64 + bias.double(), "d_u": g64 * dy.double(), "d_m": dm64}
             for name, got in {"y": y, "d_u": du, "d_m": dm.sum(0)}.items():
