@@ -29,6 +29,16 @@ def path(text: str) -> Path:
     return expanded
 
 
+def word(text: str) -> str:
+    """What an environment variable can hold."""
+    try:
+        if b"\0" not in os.fsencode(text):
+            return text
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
+    raise typer.BadParameter(f"{text!r} holds what no name can hold")
+
+
 def finite(number: float) -> float:
     """Neither nan nor infinity, which pass every bound or none."""
     if not math.isfinite(number):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import path, write_figure
+from .common import path, word, write_figure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +32,7 @@ BRates = Annotated[str, typer.Option(help="B trains at these multiples of the ra
 MagnitudeRates = Annotated[str, typer.Option(help="And so does the magnitude.")]
 Length = Annotated[int, typer.Option(help="Epochs (steps for chargpt); 0: 40 (300).", min=0)]
 Question = Annotated[str, typer.Option(help="A prepared grid: magnitude-rate or lora-plus.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=word)]
 Out = Annotated[
     Path,
     typer.Option(parser=path, metavar="PATH", help="Where results go; an old sweep goes on."),

@@ -1,5 +1,6 @@
 """The command as it is typed: what it imports, where it is found, how it ends when interrupted."""
 
+import json
 import os
 import signal
 import subprocess
@@ -31,43 +32,58 @@ SUBCOMMANDS = [
     "bench layers", "bench experiment", "bench page",
     "experiment", "experiment run", "experiment report",
     "evidence", "evidence pretrain", "evidence run",
+    "experiment", "experiment run", "experiment report",
     "claims", "build", "exercise", "exercise new",
     "notebooks", "notebooks execute", "notebooks check", "notebooks length",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        ("--help", 0),
-        ("--version", 0),
-        ("chek", 2),
-        ("hint", 2),
-        ("demo --seeds many", 2),
-        ("demo --seeds 1", 2),
-        ("demo --output picture.xyz", 2),
-        ("check --seconds nan", 2),
-        ("status --folder ~nobody_of_this_name", 2),
-        ("claims --said-by nobody", 2),
-        ("notebooks check nowhere.ipynb", 2),
-        *((f"{name} --help", 0) for name in SUBCOMMANDS),
-    ],
-)
-def test_help_and_errors_of_usage_do_without_torch(arguments: str, code: int) -> None:
-    watched = (
-        "import atexit, sys; from minidora_command import main;"
-        "atexit.register(lambda: print('heavy:', {'torch', 'numpy', 'rich'} & set(sys.modules)));"
-        "main()"
-    )
+USAGE = {
+    "--help": 0,
+    "--version": 0,
+    "chek": 2,
+    "hint": 2,
+    "hint 3.2": 0,
+    "hint 3": 2,
+    "hint 9.9": 2,
+    "demo --seeds many": 2,
+    "demo --seeds 1": 2,
+    "demo --output picture.xyz": 2,
+    "check --seconds nan": 2,
+    "status --folder ~nobody_of_this_name": 2,
+    "claims --said-by nobody": 2,
+    "notebooks check nowhere.ipynb": 2,
+    **{f"{name} --help": 0 for name in SUBCOMMANDS},
+}
+"""{what is typed: its exit code} of what must not wait for torch."""
+
+WATCHED = """
+import json, sys
+from minidora_command import main
+
+found = {}
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["minidora", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        found[line] = [end.code or 0, sorted({"torch", "numpy", "rich"} & set(sys.modules))]
+print(json.dumps(found))
+"""
+
+
+def test_help_hints_and_errors_of_usage_do_without_torch() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", watched, *arguments.split()],
+        [sys.executable, "-c", WATCHED, json.dumps(list(USAGE))],
         capture_output=True,
-        text=True,
-        check=False,
+        encoding="utf-8",
+        check=True,
     )
-    assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines()[-1] == "heavy: set()"
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {line: [code, []] for line, code in USAGE.items()}
     assert "Traceback" not in done.stderr
+    assert "Did you mean 'check'?" in done.stderr
+    assert "To divide row by row" in done.stdout
 
 
 def test_the_list_of_commands_is_whole() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from minidora import experiment
-from minidora.classroom import authoring, report, submissions
+from minidora import experiment, sweep
+from minidora.classroom import authoring, draft, report, submissions
 from minidora.classroom import folder as folders
 from minidora.cli import app
 from minidora.evidence import bench, ledger, pretrain
@@ -25,15 +25,20 @@ PATHS = [
     "solution 3.1 --spoil --folder *", "demo --output *", "demo --output */figure.png",
     "bench layers --quick --output *", "evidence pretrain --output *", "evidence run --output *",
     "notebooks execute *", "notebooks check *", "notebooks length *",
-    "bench page --folder *", "notebooks length *",
+    "bench page --folder *", "experiment --out *", "experiment report *", "notebooks length *",
 ]  # fmt: skip
 NUMBERS = [
     "check --seconds * --folder WORK", "check --memory * --folder WORK", "demo --seeds *",
     "bench layers --quick --budget *", "evidence run --workers *",
+    "experiment --ranks *", "experiment --seeds *", "experiment --lrs *", "experiment --length *",
+    "experiment --b-rates *",
 ]  # fmt: skip
 WORDS = [
     "check * --folder WORK", "hint *", "reset * --yes --folder WORK", "solution * --spoil",
     "claims --said-by *", "claims --verdict *", "* --help", "bench *", "evidence *", "notebooks *",
+    "experiment --task *", "experiment --methods *", "experiment --device *",
+    "experiment --targets *",
+    "experiment --question *", "exercise new * row_max", "exercise new 3.9 *",
 ]  # fmt: skip
 WHOLE = [
     "start", "lab", "status", "check", "hint 3.1", "reset 3.1 --yes", "solution 3.1 --spoil",
@@ -127,12 +132,14 @@ def here(tmp_path: Path, monkeypatch: Any) -> Iterator[Path]:
 
     for place, name in (
         (experiment, "compare"), (bench, "run"), (pretrain, "pretrain"), (pretrain, "collect"),
-        (authoring, "execute"), (ledger, "judged"), (os, "execve"),
+        (authoring, "execute"), (sweep, "run"), (sweep, "minutes"), (draft, "_with_check"),
+        (ledger, "judged"), (os, "execve"),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, work_begins)
     for place in (report, submissions):
         monkeypatch.setattr(place, "WorkerPool", lambda *sandboxed: nullcontext(NoWorkers()))
     monkeypatch.setattr(folders, "DEFAULT_FOLDER", tmp_path / "my-work")
+    monkeypatch.setenv("MINIDORA_DEVICE", "cpu")  # which --device sets
     monkeypatch.chdir(tmp_path)
     folders.start(tmp_path / "work")
     (tmp_path / "subs").mkdir()

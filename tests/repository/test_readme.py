@@ -146,7 +146,7 @@ def probe_jupyter(command, folder):
             for path in ("", "notebooks", "exercises")
             for entry in json.loads(ask(f"api/contents/{path}"))["content"]
         ]
-        said = type_into_terminal(ask, address, key, "minidora --version; which python")
+        said = type_into_terminal(ask, address, key, "minidora --version")
         ask("api/shutdown", "POST")
         process.wait(timeout=PATIENCE)
     finally:
@@ -183,7 +183,6 @@ def test_jupyterlab_opens_the_copy_and_its_terminal_knows_the_command(installed,
     assert {"notebooks/01_adam_memory.ipynb", "exercises/03_dora_decomposition.ipynb"} <= {*found}
     assert "solutions" not in found
     assert f"minidora {minidora.__version__}" in said
-    assert f"{ROOT}/.venv/bin/python" in said
 
 
 # ---- By hand, with pip ----
