@@ -365,3 +365,20 @@ def test_nothing_outside_is_disturbed() -> None:
     assert [model.training for model in models] == [False, True]
     assert isinstance(perceptron("dora").layers[0], DoRALinear)
     assert np.isfinite(evaluate(models[0], blobs()).loss)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_trains_as_the_cpu_does(method: str) -> None:
+    settings = {"epochs": 6, "learning_rate": [0.01, 0.03, 0.1], "seed": [0, 1, 2]}
+    settings |= {"validation": blobs(30, seed=9), "patience": 2, "batch_size": 16}
+    models = [perceptron(method, seed=k) for k in range(3)]
+    copies = [copy.deepcopy(model).cuda() for model in models]
+    together = fit_many(copies, blobs(), progress=False, **settings)
+    agree(together, one_by_one(models, blobs(), **settings), rel=1e-7)
+    texts = [gpt(method, seed=k).float().cuda() for k in range(2)]  # its attention has kernels
+    alone = copy.deepcopy(texts)
+    settings = {"steps": 4, "learning_rate": 0.003, "context": 16, "progress": False}
+    found = fit_text_many(texts, TOKENS, **settings)
+    for losses, model in zip(found, alone, strict=True):
+        assert losses == pytest.approx(fit_text(model, TOKENS, **settings), rel=1e-3)
