@@ -22,6 +22,7 @@ from minidora.checks.exercise import (
 )
 from minidora.classroom.notebook import CHECK_CELL, Notebook
 from minidora.runner import sandbox
+from minidora.runner.probe import PATIENCE
 from minidora.runner.process import Lost, NotReady, Worker, WorkerPool
 
 GRACE = 5.0
@@ -97,7 +98,7 @@ class Session:
         try:
             if left <= 0:
                 raise Lost(f"the notebook took more than {self.limits.seconds:g} s")
-            return self.worker.ask(action, min(wait + GRACE, left), **request)
+            return self.worker.ask(action, min(PATIENCE * wait + GRACE, left), **request)
         except Lost:
             self._end()
             raise

@@ -5,6 +5,7 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -785,6 +786,14 @@ def test_loop_that_swallows_everything_is_stopped_too() -> None:
 
     refusal(dataclasses.replace(ROW_NORM, seconds=0.1), row_norm)
     assert len(rounds) == 2
+
+
+def test_waiting_is_not_computing() -> None:
+    with probe.time_limit(0.2):
+        time.sleep(0.5)  # as on a machine that is busy with other things
+    with pytest.raises(probe.TimeUp), probe.time_limit(0.2):
+        while True:
+            pass
 
 
 def test_time_limit_leaves_nothing_behind() -> None:
