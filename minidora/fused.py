@@ -135,7 +135,7 @@ def _compose(
     y = torch.empty_like(base)
     block, k = 32 if tokens > 16 else 16, power(rank, 64 if base.itemsize == 2 else 32)
     width = 128
-    if rank > MAX_RANK and tokens > 16:
+    if rank > MAX_RANK and tokens > 16 and base.itemsize == 2:
         block, width = 128, 64
     if not launch(
         compose_kernel, (blocks(out, width), blocks(tokens, block)), base,
