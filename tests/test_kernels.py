@@ -68,7 +68,7 @@ def exact_norm(weight: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0.0, 1.0, 10.0])
-@pytest.mark.parametrize("shape", [(33, 70, 3), (16, 300, 16), (40, 520, 33), (5, 1, 1), (1, 9, 2)])
+@pytest.mark.parametrize("shape", [(33, 70, 3), (16, 300, 16), (40, 520, 29), (5, 1, 1), (1, 9, 2)])
 def test_norm_equals_float64(dtype: torch.dtype, size: float, shape: tuple[int, int, int]) -> None:
     weight, A, B = factors(*shape, dtype, size)
     norm = kernels.factored_norm(weight, A, B, 4 / 3)[0]
