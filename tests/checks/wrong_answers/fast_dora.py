@@ -22,8 +22,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "forward_flops": [
         ("the sum", "return layer, low_rank, norm", "return layer + low_rank + norm", "got int"),
     ],
-    "held_bytes": [
-    ],
+    "held_bytes": [],
     "factored_norm": [
         ("G of the wrong side", "lora_A @ lora_A.T", "lora_A.T @ lora_A", "cannot be multiplied"),
         ("no clamp", ".clamp(min=0)", "", "NaN where W = -s B A"),
