@@ -129,5 +129,11 @@ def page(
         raise UserError(f"{folder} holds more than reports, or damaged ones: {error}") from None
     if not reports:
         raise UserError(f"there is no *.json in {folder}: minidora bench layers makes one")
-    write_whole(folder / "README.md", text)
-    typer.echo(f"written: {folder / 'README.md'}")
+    pages = {folder / "README.md": text}
+    if (folder / "h200" / "gpu-layers.json").exists():
+        from minidora.evidence import gpu_page
+
+        pages[folder / "h200" / "README.md"] = gpu_page.page(bench.load_reports(folder / "h200"))
+    for file, content in pages.items():
+        write_whole(file, content)
+        typer.echo(f"written: {file}")

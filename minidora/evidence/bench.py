@@ -396,7 +396,8 @@ def page(reports: dict[str, dict[str, Any]]) -> str:
         "",
         "`minidora bench page` makes this page from the JSON files beside it; "
         "`minidora bench layers --output benchmarks`, with `--compiled` or without, makes those. "
-        "They also hold one-token times, the spread, and torchtune where it was installed.",
+        "They also hold one-token times, the spread, and torchtune where it was installed. What a "
+        "GPU costs stands on [a page of its own](h200/README.md).",
         "",
         "A training step, its time as a ratio to our LoRA's (the median of rounds that time all in "
         "turn), and bytes in MiB: what is held between the forward and the backward pass, and the "

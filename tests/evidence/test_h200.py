@@ -1,5 +1,6 @@
 """The bytes that an H200 reported for LLaMA-7B under Adam, against the sizes worked out by hand."""
 
+from minidora.evidence import gpu_page
 from minidora.evidence.bench import load_reports
 from minidora.evidence.measures import ROOT
 
@@ -19,3 +20,41 @@ def test_every_byte_of_the_h200_is_explained():
     assert foreach["peak_in_step"] == 20 * NUMBERS + ROTARY
     assert fused["total_after_step"] == 16 * NUMBERS + ROTARY + 512 * TENSORS
     assert fused["peak_in_step"] == fused["total_after_step"]
+
+
+def test_the_gpu_page_is_made_of_the_committed_measurements():
+    """The page is derived; a few of its numbers are read off the JSON by hand here."""
+    folder = ROOT / "benchmarks" / "h200"
+    reports = load_reports(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text == gpu_page.page(reports), "run: minidora bench page"
+    row = next(
+        r for r in reports["gpu-llama"]["results"]
+        if (r["tokens"], r["checkpointing"], r["method"]) == (4096, False, "dora")
+    )  # fmt: skip
+    assert round(row["ratio"], 2) == 1.06
+    assert "| 4096 tokens | 0.267 | 1.06 | 1.44 | 1.00 | 20.4, 27.1, 33.7 GiB |" in text
+    assert "| 4096, 4096, 16 | " in text
+
+
+def test_the_readme_states_what_was_measured():
+    """README.md's GPU row, against the second run's JSON."""
+    reports = load_reports(ROOT / "benchmarks" / "h200")
+    graph = {
+        (r["features"], r["tokens"], r["rank"], r["contender"]): r["graph_ratio"]
+        for r in reports["gpu-layers"]["results"]
+    }
+    whole = {
+        (r["tokens"], r["checkpointing"], r["reuse_norms"], r["method"]): r["ratio"]
+        for r in reports["gpu-llama"]["results"]
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for label, ours, theirs in (
+        ("one layer of 4096, 4096 tokens, rank 16, as a CUDA graph",
+         graph[4096, 4096, 16, "DoRA"], graph[4096, 4096, 16, "PEFT DoRA"]),
+        ("LLaMA-7B, 4096 tokens", whole[4096, False, False, "dora"],
+         whole[4096, False, False, "peft_dora"]),
+        ("LLaMA-7B, 2048 tokens, where Python is the limit",
+         whole[2048, False, False, "dora"], whole[2048, False, False, "peft_dora"]),
+    ):  # fmt: skip
+        assert f"| {label} | {ours:.2f} | {theirs:.2f} |" in readme
