@@ -54,13 +54,14 @@ def _kernels_load() -> bool:
     return _loaded
 
 
-torch.compiler.assume_constant_result(_kernels_load)  # a graph takes the answer as it is
-
-
 def kernels_serve(tensor: Tensor) -> bool:
-    """Whether minidora.kernels serves what is computed from this tensor: CUDA, and meta for it."""
+    """Whether minidora.kernels serves what is computed from this tensor: CUDA, and meta for it.
+
+    Never in a graph of torch.compile, which fuses the plain form by itself.
+    """
     return (
-        tensor.device.type in ("cuda", "meta")
+        not torch.compiler.is_compiling()
+        and tensor.device.type in ("cuda", "meta")
         and tensor.dtype != torch.float64
         and use_kernels
         and torch.version.hip is None
@@ -305,7 +306,7 @@ class DoRALinear(LoRALinear):
         self.magnitude.copy_(row_norm(self.base.weight))
 
     def adapted_forward(self, x: Tensor) -> Tensor:
-        if kernels_serve(x) and not torch.compiler.is_compiling():
+        if kernels_serve(x):
             weight, bias = self.base.weight, self.base.bias
             dtype = _product_dtype(weight)
             if _fusable(x.to(dtype), weight, bias, self.lora_A):
