@@ -324,13 +324,16 @@ class DoRALinear(LoRALinear):
         return (
             self.base.weight.numel() <= SMALL
             and _can_branch(x)
-            and self.cached_norm is None
             and not (self.recompute or (self.training and self.dropout.p > 0))
             and not torch.is_autocast_enabled("cpu")
         )
 
     def dense(self, x: Tensor) -> Tensor:
-        """x W'^T + bias with W' of equation 5, in float32 or float64: few calls, for a small W."""
+        """x W'^T + bias with W' of equation 5, in float32 or float64: few calls, for a small W.
+
+        Also within reuse_norms and cached_scale: the norm is cheap here, and so nothing changes.
+        """
+        self._refuse_gradients_while_cached()
         W, A, B = self.base.weight, self.lora_A, self.lora_B
         dtype = wide_dtype(W.dtype)
         V = torch.addmm(W.to(dtype), B.to(dtype), A.to(dtype), alpha=self.scaling)
@@ -387,8 +390,7 @@ class DoRALinear(LoRALinear):
     def magnitude_scale(self) -> Tensor:
         """g = magnitude / ||W + s B A||_row, (out,): the factor of each output."""
         if self.cached_g is not None:
-            if torch.is_grad_enabled():
-                self._refuse_while_cached("a forward pass with gradients", "use torch.no_grad()")
+            self._refuse_gradients_while_cached()
             return self.cached_g
         norm = self.weight_norm() if self.cached_norm is None else self.cached_norm
         return magnitude_over_norm(self.magnitude.to(norm.dtype), norm)
@@ -414,6 +416,10 @@ class DoRALinear(LoRALinear):
         if mode and self.cached_g is not None:
             self._refuse_while_cached("train", "leave the context first")
         return super().train(mode)
+
+    def _refuse_gradients_while_cached(self) -> None:
+        if self.cached_g is not None and torch.is_grad_enabled():
+            self._refuse_while_cached("a forward pass with gradients", "use torch.no_grad()")
 
     def _refuse_while_cached(self, what: str, instead: str) -> None:
         if self.cached_g is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minidora import DoRALinear, LoRALinear, adapt, cached_scale, merge, reuse_norms
+from minidora import DoRALinear, LoRALinear, adapt, cached_scale, dora, merge, reuse_norms
 from minidora.dora import row_norm
 from minidora.memory import Launches, LiveBytes
 
@@ -178,6 +178,7 @@ def test_reuse_norms_is_bit_identical_and_computes_each_norm_once(
     net = model().train()
     batches = [torch.randn(5, 6) for _ in range(3)]
     calls = norms_counted(monkeypatch)
+    monkeypatch.setattr(dora, "SMALL", 0)  # a small W is built, and its norm is not factored
     expected = trained(net, batches, checkpointed)
     assert len(calls) == 2 * 3 * (1 + checkpointed)
     calls.clear()
@@ -189,6 +190,22 @@ def test_reuse_norms_is_bit_identical_and_computes_each_norm_once(
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     net[0].lora_B.data.mul_(2)
     assert not torch.equal(net(batches[0]), expected[0])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_contexts_change_nothing_in_small_layers(checkpointed: bool) -> None:
+    """Where W is small W' is built, within the contexts and outside."""
+    net = model().train()
+    batches = [torch.randn(5, 6) for _ in range(3)]
+    expected = trained(net, batches, checkpointed)
+    with reuse_norms(net):
+        got = trained(net, batches, checkpointed)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    net.eval()
+    with torch.no_grad():
+        outside = net(batches[0])
+        with cached_scale(net):
+            assert torch.equal(net(batches[0]), outside)
 
 
 def sgd(net: nn.Module) -> torch.optim.Optimizer:
@@ -274,6 +291,7 @@ def norms_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_cached_scale_computes_g_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = model(), torch.randn(5, 6)
     calls = norms_counted(monkeypatch)
+    monkeypatch.setattr(dora, "SMALL", 0)  # a small W is built, and its norm is not factored
     with torch.no_grad():
         expected = net(x)
         assert len(calls) == 2

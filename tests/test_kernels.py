@@ -365,5 +365,5 @@ def test_every_kernel_compiles_without_spills(capability: str, tmp_path: Path) -
     for row in found:
         assert row["LOCAL"] == 0, row
         if not triton.__version__.startswith("3.2."):  # torch 2.6's spills the largest tiles
-            assert row["STACK"] <= 8, row  # two words; a spilled tile takes hundreds
+            assert row["STACK"] <= 16, row  # four words; a spilled tile takes hundreds
         assert row["shared"] <= 100_000, row  # what the smallest of today's cards has

@@ -95,7 +95,7 @@ class Worker:
             self.deadline = math.inf
 
     def _watch(self) -> None:
-        while not self.closed.wait(0.2):
+        while True:  # the first look is at once, before the process is asked anything
             processes = self._processes()
             if time.monotonic() > self.deadline:
                 self.ended = "stopped: its time was over, and it could not be interrupted"
@@ -105,6 +105,8 @@ class Worker:
                 self.ended = f"stopped: it started more than {MOST_PROCESSES} processes"
             if self.ended:
                 self._kill()
+                return
+            if self.closed.wait(0.2):
                 return
 
     def _processes(self) -> list[psutil.Process]:
