@@ -663,6 +663,7 @@ def test_p21_meta_device_and_training_mode_are_kept() -> None:
     )
 
 
+@pytest.mark.slow
 def test_importing_minidora_stays_light() -> None:
     import subprocess
     import sys

@@ -64,6 +64,7 @@ def test_rows_of_zeros_turn_only_where_they_were_none() -> None:
     assert delta_direction(torch.zeros(2, 2), weight) == pytest.approx((1 + 0) / 2)
 
 
+@pytest.mark.slow
 def test_correlation_equals_scipy_and_its_interval_widens_with_dependence() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, generator=generator, dtype=torch.float64)

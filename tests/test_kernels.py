@@ -349,6 +349,7 @@ def test_lora_stays_as_it_is() -> None:
 # ---- Ahead of time ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "90", "100"])
 def test_every_kernel_compiles_without_spills(capability: str, tmp_path: Path) -> None:
     """In a process of its own, without a GPU; what is left in memory would be STACK or LOCAL."""

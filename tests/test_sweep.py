@@ -133,6 +133,7 @@ def test_a_text_s_row_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- What survives ----
 
 
+@pytest.mark.slow
 def test_20_kills_lose_nothing_that_was_finished(tmp_path: Path) -> None:
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
@@ -271,6 +272,7 @@ def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_groups_out(tmp_path: Path) -> None:
     script = tmp_path / "share.py"
     script.write_text(

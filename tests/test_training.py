@@ -450,6 +450,7 @@ def test_one_thread_puts_the_number_back() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_progress_bar_shows_or_hides(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -937,6 +937,7 @@ def test_catalog_says_what_the_exercises_say_without_importing_torch() -> None:
         assert told == {name: getattr(exercise, name) for name in told}
 
 
+@pytest.mark.slow
 def test_checks_import_nothing_but_torch_and_their_own() -> None:
     code = (
         "import sys, minidora\n"

@@ -275,6 +275,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exercise", EXERCISES, ids=name)
 @pytest.mark.filterwarnings("ignore")
 def test_odd_value_gets_a_sentence(exercise: Exercise) -> None:

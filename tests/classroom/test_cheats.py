@@ -491,6 +491,7 @@ SAYS = {
 }
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_cheats_earn_nothing_and_right_answers_pass(tmp_path: Path) -> None:
     """One test, because a class is graded once: pytest-xdist would spread several over workers."""
@@ -531,6 +532,7 @@ def test_collects_folders_files_and_the_newest(tmp_path: Path) -> None:
     assert found["cy"].notebook is None
 
 
+@pytest.mark.slow
 def test_damaged_notebook_of_no_known_lesson_is_named(tmp_path: Path) -> None:
     text = submission(WRONG)
     (tmp_path / "ann.ipynb").write_text(text)

@@ -159,6 +159,7 @@ def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
         assert (tmp_path / "r.csv").read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_judge_keeps_what_it_graded(tmp_path: Path, number: int) -> None:

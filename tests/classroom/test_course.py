@@ -90,6 +90,7 @@ def test_markers_out_of_order_are_refused(source: str) -> None:
         authoring.with_stubs(source, "exercise 9.9: x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lesson", checks.LESSONS.values(), ids=lambda lesson: lesson.name)
 def test_exercise_notebook_runs_through_with_not_started_alone(lesson: Any) -> None:
     notebook = nbformat.read(ROOT / "exercises" / f"{lesson.name}.ipynb", as_version=4)

@@ -139,6 +139,7 @@ with WorkerPool(sandboxed=True) as workers:
 """
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_no_process_outlives_its_judge(tmp_path: Path) -> None:
     """Not even what let go of everything, when the judge is killed without a chance to clean up."""
@@ -174,6 +175,7 @@ def test_it_works_for_an_ordinary_user_too() -> None:
     assert (done.stdout, done.returncode) == (b"4\n", 0), done.stderr
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_every_solution_passes_behind_the_wall(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("MINIDORA_DEVICE", "cpu")
@@ -186,6 +188,7 @@ def test_every_solution_passes_behind_the_wall(tmp_path: Path, monkeypatch: Any)
 # ---- The container ----
 
 
+@pytest.mark.slow
 def test_install_lines_of_the_container(tmp_path: Path) -> None:
     """In an environment of its own, which takes the other packages from this one.
 

@@ -147,6 +147,7 @@ def test_an_interrupt_while_torch_is_imported_gives_no_stack(tmp_path: Path, com
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp932", "ascii", "latin-1"])
 def test_results_reach_a_file_whatever_the_locale(encoding: str) -> None:
     done = run("claims", "--rules", PYTHONIOENCODING=encoding)

@@ -39,6 +39,7 @@ def test_every_contender_is_timed_and_counted(report: dict[str, object]) -> None
         assert row.ratio[0] <= row.ratio[1] <= row.ratio[2]
 
 
+@pytest.mark.slow
 def test_small_layers_are_timed_in_both_precisions() -> None:
     small = bench.SMALL_CASES[0]
     assert set(bench.SMALL_CASES) <= set(bench.CPU_CASES)
@@ -72,6 +73,7 @@ def test_a_contender_that_computes_something_else_is_refused() -> None:
         bench.check_outputs(layers, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["DoRA merged", "DoRA cached"])
 def test_one_token_is_compared_too(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original, seen = bench.check_outputs, []
@@ -101,6 +103,7 @@ def test_compiled_layers_are_compared_before_they_are_timed(
         bench.run_case(CASE, torch.device("cpu"), torch.float32, compiled=True, budget=0.0)
 
 
+@pytest.mark.slow
 def test_the_command_writes_json_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_full_gradient_dora_differs_from_dora_in_the_norm_alone() -> None:
     assert not torch.allclose(*gradients, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_runs_resume_and_keep_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_best_rates_takes_the_lowest_mean_over_tuning_seeds() -> None:
     assert isinstance(load_pretrained(), nn.Module)
 
 
+@pytest.mark.slow
 def test_both_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, on little text and with few steps: tuning first, then the rest at its rates."""
     pieces = [encode("abcdefgh" * n) for n in (40, 20, 20)]

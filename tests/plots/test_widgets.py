@@ -62,6 +62,7 @@ def test_nothing_out_of_range_can_be_typed_and_the_picture_follows_a_drag(name, 
         assert getattr(control, "continuous_update", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIDGETS)
 def test_both_ends_of_every_slider_can_be_drawn(name, displayed):
     *controls, picture = WIDGETS[name]().children

@@ -173,6 +173,7 @@ def nbval(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_nbval_sees_one_altered_output(tmp_path):
     """Lesson 3 down to its first compared cell, with one digit of that stored output changed."""
     notebook = nbformat.read(ROOT / "notebooks/03_dora_decomposition.ipynb", as_version=4)
@@ -192,6 +193,7 @@ def test_nbval_sees_one_altered_output(tmp_path):
     assert failed[0].startswith(f"FAILED altered.ipynb::Cell {last}")
 
 
+@pytest.mark.slow
 def test_a_notebooks_seconds_are_reported_and_fail_nothing(tmp_path):
     notebook = new_notebook(cells=[new_code_cell("import time; time.sleep(1)", execution_count=1)])
     nbformat.write(notebook, tmp_path / "slow.ipynb")
@@ -202,6 +204,7 @@ def test_a_notebooks_seconds_are_reported_and_fail_nothing(tmp_path):
     assert written["slow.ipynb"] >= 1
 
 
+@pytest.mark.slow
 def test_notebooks_have_no_network(tmp_path):
     ask = "import socket\nsocket.getaddrinfo('datasets.invalid', 443)"
     notebook = new_notebook(cells=[new_code_cell(ask, execution_count=1)])

@@ -62,6 +62,7 @@ def run(command, **options):
     )
 
 
+@pytest.mark.slow
 def test_make_demo(installed):
     figure = ROOT / "demo/half_turn.png"
     figure.unlink(missing_ok=True)
@@ -77,6 +78,7 @@ def test_make_demo(installed):
     assert figure.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_make_doctor(installed):
     done = run("make doctor", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,6 +87,7 @@ def test_make_doctor(installed):
     assert last == "The course runs here."
 
 
+@pytest.mark.slow
 def test_minidora_start_and_status(installed, tmp_path):
     """In another folder, so that a learner's own my-work/ is left alone."""
     started = run(f"{ROOT}/.venv/bin/minidora start {tmp_path}/my-work", cwd=ROOT)
@@ -175,6 +178,7 @@ def type_into_terminal(ask, address, key, line):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["make", "by hand"])
 def test_jupyterlab_opens_the_copy_and_its_terminal_knows_the_command(installed, tmp_path, way):
     assert run(PIP_LINES[2], cwd=ROOT).returncode == 0
@@ -195,6 +199,7 @@ PIP_LINES = [
 ]
 
 
+@pytest.mark.slow
 def test_pip_lines(tmp_path):
     """In a copy, offline: pip installs minidora alone, all else is in reach from here."""
     for name in ("minidora", "minidora_command.py", "pyproject.toml", "README.md", "LICENSE"):
