@@ -259,7 +259,9 @@ def test_a_long_reply_is_refused_where_it_is_made() -> None:
     with process.WorkerPool() as workers:
         worker = workers.start(4.0)
         source = "def big():\n    return ['x' * 90_000] * 1000\n"
-        assert worker.ask("cell", 20.0, index=1, source=source, seconds=10.0) == {"number": 2}
-        reply = worker.ask("probe", 60.0, answer="big", name="call", args=(), kwargs={}, seconds=60)
+        assert worker.ask("cell", 1800.0, index=1, source=source, seconds=1800.0) == {"number": 2}
+        reply = worker.ask(
+            "probe", 1800.0, answer="big", name="call", args=(), kwargs={}, seconds=1800
+        )
         worker.close()
     assert reply["message"] == "your code hands back more than 64 MiB"
