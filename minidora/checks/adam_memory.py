@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minidora.checks.exercise import Answer, Lesson
-from minidora.checks.expect import expect_number, expect_words, random_size, require
+from minidora.checks.expect import dice, expect_number, expect_words, random_size, require
 from minidora.checks.oracle import BY_HEART, Wrong
 from minidora.checks.spec import spec
 
@@ -288,10 +288,6 @@ training_bytes.mistakes_of(_wrong_state, part="state")
 # ---- 1.4: four bits ----
 
 
-def _one_of(*sizes: int) -> int:
-    return sizes[random_size(0, len(sizes))]
-
-
 @spec(
     lesson,
     "1.4",
@@ -303,8 +299,8 @@ def _one_of(*sizes: int) -> int:
     shapes="out_features, in_features -> bytes",
     # Odd, so that neither the last byte nor the last block is full, and most mistakes differ.
     draw={
-        "out_features": lambda: _one_of(3, 5, 7),
-        "in_features": lambda: _one_of(77, 89, 95, 97, 133, 137),
+        "out_features": lambda: dice.choice((3, 5, 7)),
+        "in_features": lambda: dice.choice((77, 89, 95, 97, 133, 137)),
     },
 )
 def four_bit_bytes(out_features: int, in_features: int) -> int:

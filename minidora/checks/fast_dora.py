@@ -1,7 +1,6 @@
 """Checks of exercises/06_fast_dora.ipynb: the same layer at LoRA's price."""
 
 import math
-import secrets
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -13,10 +12,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from minidora.checks.exercise import Answer, Lesson
 from minidora.checks.expect import (
     Known,
+    dice,
     expect,
     expect_device,
     expect_gradient,
     expect_nothing_changed,
+    generator,
     randn,
     random_size,
     require,
@@ -161,7 +162,7 @@ def _held(form: Form, *own: Tensor) -> int:
     teaches="what each form of the layer keeps until the backward pass",
     hint="For each product, which of its two factors does the gradient of the other one need?",
     shapes="tokens, in_features, out_features, rank, itemsize -> lora, merged, compose",
-    draw=SIZES | {"itemsize": lambda: secrets.choice((4, 8))},  # at 2, two mistakes give one value
+    draw=SIZES | {"itemsize": lambda: dice.choice((4, 8))},  # at 2, two mistakes give one value
 )
 def held_bytes(
     tokens: int, in_features: int, out_features: int, rank: int, itemsize: int
@@ -238,7 +239,7 @@ def _norms(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Te
 
 
 def _either_sign() -> float:
-    return secrets.choice((-1, 1)) * random_size(10, 40) / 10
+    return dice.choice((-1, 1)) * random_size(10, 40) / 10
 
 
 @spec(
@@ -329,11 +330,7 @@ def _small(answer: Answer) -> None:
 
 def _grid(*shape: int, steps: int, unit: float) -> Tensor:
     """Random multiples of unit, up to `steps` of them: sums and products of few are exact."""
-    return (steps * (2 * torch.rand(shape, generator=_dice) - 1)).round() * unit
-
-
-_dice = torch.Generator()
-_dice.seed()
+    return (steps * (2 * torch.rand(shape, generator=generator) - 1)).round() * unit
 
 
 def _half_precision(

@@ -93,7 +93,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "whole GiB",
             "if need <= gpu_gib * 2**30",
             "if round(need / 2**30) <= gpu_gib",
-            "needs: expected",
+            ": expected",
         ),
         (
             "scales of the 4-bit base forgotten",
