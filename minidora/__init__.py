@@ -9,8 +9,9 @@ from minidora.adapt import (
     merge_and_unload,
     unmerge,
 )
-from minidora.dora import DoRALinear, cached_scale, reuse_norms
+from minidora.dora import DoRALinear
 from minidora.lora import LoRALinear
+from minidora.reuse import cached_scale, reuse_norms
 from minidora.training import device
 
 __version__ = "0.1.0"

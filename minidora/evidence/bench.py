@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidora.adapt import merge
-from minidora.dora import DoRALinear, cached_scale
+from minidora.dora import DoRALinear
 from minidora.lora import LoRALinear
 from minidora.memory import LiveBytes
+from minidora.reuse import cached_scale
 from minidora.training import progress_bar
 
 REFERENCE = "LoRA"
