@@ -6,7 +6,8 @@ Grid(task="digits", methods=("lora", "dora"), ranks=(2, 4), seeds=5).size    # 1
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -61,7 +62,7 @@ class Grid:
             object.__setattr__(self, name, value)
 
         _known("task", [self.task], TASKS)
-        if isinstance(self.seeds, int) and not isinstance(self.seeds, bool):
+        if _whole(self.seeds):
             put("seeds", tuple(range(self.seeds)))
         for name in ("methods", "ranks", "rates", "seeds", "targets", "b_rates", "magnitude_rates"):
             value = getattr(self, name)
@@ -75,15 +76,19 @@ class Grid:
         _known("methods", self.methods, METHODS)
         for name, least in (("ranks", 1), ("seeds", 0)):
             for value in getattr(self, name):
-                if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                if not _whole(value) or value < least:
                     raise ValueError(f"{name} must be whole numbers from {least}, got {value!r}")
+            put(name, tuple(map(int, getattr(self, name))))  # NumPy's too, which JSON lacks
         for name in ("rates", "b_rates", "magnitude_rates"):
             for value in getattr(self, name):
-                if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                real = isinstance(value, Real) and not isinstance(value, bool)
+                if not real or not 0 < value < float("inf"):
                     raise ValueError(f"{name} must be finite numbers above 0, got {value!r}")
-        put("rates", tuple(sorted(map(float, self.rates))))
-        if not isinstance(self.length, int) or self.length < 1:
+            put(name, tuple(map(float, getattr(self, name))))
+        put("rates", tuple(sorted(self.rates)))
+        if not _whole(self.length) or self.length < 1:
             raise ValueError(f"length must be a whole number of at least 1, got {self.length!r}")
+        put("length", int(self.length))
         needed = ("methods", "ranks", "seeds", "b_rates", "magnitude_rates")
         if empty := [name for name in needed if not getattr(self, name)]:
             raise ValueError(f"{empty[0]} is empty: there is nothing to run")
@@ -123,6 +128,10 @@ class Grid:
     def size(self) -> int:
         """How many runs there are in all."""
         return sum(self.runs(group) for group in range(len(self.groups)))
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _known(name: str, values: Sequence[str], known: Sequence[str]) -> None:

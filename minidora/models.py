@@ -1,5 +1,6 @@
 """The models of the lessons."""
 
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ class MultilayerPerceptron(nn.Module):
             "num_classes": num_classes,
         }
         for name, width in widths.items():
-            if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            if not isinstance(width, Integral) or isinstance(width, bool) or width < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {width!r}")
         self.layers = nn.Sequential(
             nn.Linear(num_features, num_hidden_1),

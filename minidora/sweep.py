@@ -30,7 +30,7 @@ from torch import Tensor
 from minidora.adapt import count_parameters
 from minidora.data import Images, expanded, load_images, load_text, split_text
 from minidora.experiment import SIZES, Method, Task, make_tasks, prepare, train_many
-from minidora.grid import QUESTIONS, Grid
+from minidora.grid import QUESTIONS, Grid, name_of
 from minidora.models import load_pretrained
 from minidora.results import Row, append, hold, read_settings
 from minidora.summary import Report, report
@@ -43,7 +43,7 @@ from minidora.training import (
     progress_bar,
 )
 
-__all__ = ["QUESTIONS", "Grid", "Report", "holds", "minutes", "report", "run"]
+__all__ = ["QUESTIONS", "Grid", "GroupFailed", "Report", "holds", "minutes", "report", "run"]
 
 LARGE = {"pretraining": 5000, "adaptation": 1000, "validation": 1000, "test": 5000}
 """How many images of the larger datasets go where."""
@@ -70,13 +70,27 @@ def _texts() -> tuple[Tensor, Tensor, Tensor]:
     return train, *split_text(held_out, held_out=0.5)
 
 
+class GroupFailed(Exception):
+    """Something failed within a group of runs: a fault, or no memory left, not a wrong setting."""
+
+
 def run_group(grid: Grid, group: int) -> list[Row]:
-    """Train the runs of one group; a row for each, seed by seed, in rising order of rates."""
+    """Train the runs of one group; a row for each, seed by seed, in rising order of rates.
+
+    Raises:
+        GroupFailed: from whatever failed there.
+    """
     method, seeds = grid.groups[group]
     pairs = list(product(seeds, grid.rates))
     start = time.perf_counter()
     train = _run_texts if grid.task == "chargpt" else _run_images
-    results = list(train(grid, method, pairs))
+    try:
+        results = list(train(grid, method, pairs))
+    except Exception as error:
+        raise GroupFailed(
+            f"group {group} ({name_of(method)}, seeds {seeds[0]} to {seeds[-1]}) failed: "
+            f"{error!r}; groups that were done before it are kept"
+        ) from error
     seconds = round((time.perf_counter() - start) / len(pairs), 4)
     about = {"seconds": seconds, "group": group, **machine()}
     arm = {key: value for key, value in asdict(method).items() if key != "targets"}
@@ -169,6 +183,7 @@ def run(
         ValueError: the folder holds another sweep; the settings that differ are named.
         RuntimeError: another process is at work there, or the task's images cannot be had.
         OSError: the folder cannot be written.
+        GroupFailed: a group failed; what was done before it is kept.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and "MINIDORA_DEVICE" not in os.environ and torch.cuda.is_available():

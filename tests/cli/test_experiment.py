@@ -106,6 +106,21 @@ def test_images_that_cannot_be_had_leave_no_folder(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fault_within_a_run_is_no_sentence_about_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minidora import sweep
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(sweep, "train_many", broken)
+    done = minidora(*SMALL, "--seeds", "1", "--out", str(tmp_path / "x"))
+    assert isinstance(done.exception, sweep.GroupFailed)  # Python prints where it happened
+    assert "group 0 (" in str(done.exception)
+    assert "mat1 and mat2" in str(done.exception)
+
+
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     done = minidora(*SMALL, "--seeds", "1", "--out", str(tmp_path / "file" / "x"))
