@@ -16,6 +16,7 @@ from minidora.plots.style import (
     DIVERGING,
     MARKERS,
     NAMES,
+    PAIR,
     headline,
     new_figure,
     styled,
@@ -64,13 +65,13 @@ def low_rank_sum(in_features: int, out_features: int, rank: int) -> Figure:
 def full_or_lora(in_features: int, out_features: int, rank: int) -> Figure:
     """What is trained in full fine-tuning and in LoRA: one weight drawn to scale, twice."""
     dense, low = out_features * in_features, rank * (in_features + out_features)
-    figure = new_figure(8.4, 2.9)
-    full, lora = figure.subplots(1, 2, width_ratios=(1, 2))
-    gap = 0.16 * in_features
-    full.set_xlim(-gap, in_features + gap)
-    lora.set_xlim(-gap, 2 * in_features + rank + 3 * gap)
-    for axes in (full, lora):
-        axes.set(ylim=(-0.35 * out_features, 1.03 * out_features), aspect="equal")
+    figure = new_figure(8.4, 2.8)
+    gap = 0.24 * in_features
+    widths = (in_features + gap, 2 * in_features + rank + 3 * gap)
+    full, lora = figure.subplots(1, 2, width_ratios=widths)
+    for axes, width in zip((full, lora), widths, strict=True):
+        axes.set(xlim=(-gap / 2, width - gap / 2), aspect="equal")
+        axes.set_ylim(-0.3 * out_features, 1.03 * out_features)
         axes.axis("off")
 
     def block(
@@ -89,7 +90,8 @@ def full_or_lora(in_features: int, out_features: int, rank: int) -> Figure:
     block(lora, in_features + gap, 0, rank, out_features, COLORS["lora"], "//")
     middle = (out_features - rank) / 2
     block(lora, in_features + rank + 2 * gap, middle, in_features, rank, COLORS["lora"], "//")
-    lora.text(in_features + gap / 2, out_features / 2, "+", ha="center", va="center", fontsize=12)
+    for left, sign in ((in_features, "+ s ·"), (in_features + gap + rank, "·")):
+        lora.text(left + gap / 2, out_features / 2, sign, ha="center", va="center", fontsize=13)
     under(lora, in_features / 2, f"W, frozen\n{dense:,} numbers")
     under(lora, 1.5 * in_features + rank + gap, f"B and A, trained\n{low:,} numbers")
     lora.set_title("LoRA: W' = W + s B A")
@@ -113,8 +115,8 @@ def gradient_norms(norms_a: Sequence[float], norms_b: Sequence[float]) -> Figure
     figure = new_figure(7.0, 3.4)
     axes = figure.subplots()
     for name, norms, color, marker in [
-        ("B", norms_b, COLORS["lora"], "o"),
-        ("A", norms_a, COLORS["dora_half"], "s"),
+        ("B", norms_b, PAIR[0], "o"),
+        ("A", norms_a, PAIR[1], "s"),
     ]:
         axes.plot(norms, marker + "-", color=color, markersize=4, label=f"of {name}")
     axes.set(xlabel="steps taken", ylabel="norm of the gradient")
@@ -268,16 +270,15 @@ def initial_scale(
     handles = [Line2D([], [], color=c, marker=m, markersize=5) for c, m in styles.values()]
     figure.legend(handles, list(styles), loc="outside lower center", ncols=4)
     rising = sorted(first_step, key=lambda name: first_step[name][-1])
-    rates = [best[name] for name in rising]
-    at = ", ".join(f"{best[name]:g} for {name}" for name in rising)
     steps = zip(*(first_step[name] for name in rising), strict=True)  # at each width
-    larger = all(list(row) == sorted(row) for row in steps)
-    finding = f"The best learning rate is {at}"
-    if larger and rates == sorted(rates, reverse=True):
-        falls = rates[-1] < rates[0]
-        effect = "acts like a larger learning rate:" if falls else "takes a larger first step;"
-        finding = f"A larger random factor {effect} best at {at}"
-    headline(figure, finding)
+    finding = "The first step at each width, and the loss after training"
+    if all(list(row) == sorted(row) for row in steps):
+        finding = "The larger the random factor, the larger the first step"
+        rates = [best[name] for name in rising]
+        if rates == sorted(rates, reverse=True):
+            finding += "; the best rate does not rise"
+    at = ", ".join(f"{rate:g} for {name}" for name, rate in best.items())
+    headline(figure, f"{finding}\nBest at {at}")
     figure.set_label(
         "Left: size of the update after one Adam step against the number of inputs: "
         + ", ".join(
@@ -350,6 +351,7 @@ def merge_rounding(sizes: Sequence[float], lost: Mapping[str, Sequence[float]]) 
     axes.axhline(100, color="#dddddd", linewidth=0.8, zorder=0)
     axes.set(xlabel="size of the update (% of ‖W‖)", ylabel="part of the update lost (%)")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend()
     one = min(range(len(sizes)), key=lambda k: abs(math.log(sizes[k])))
     found = ", ".join(f"{values[one]:.2g} % in {dtype}" for dtype, values in lost.items())

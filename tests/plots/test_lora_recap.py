@@ -23,6 +23,8 @@ def test_full_or_lora_is_drawn_to_scale_and_counts_both():
         {(patch.get_height(), patch.get_width()) for patch in axes.patches} for axes in figure.axes
     ]
     assert sizes == [{(48, 64)}, {(48, 64), (48, 4), (4, 64)}]
+    product = {text.get_text() for text in figure.axes[1].texts}
+    assert {"+ s ·", "·"} < product  # W + s · B · A
 
 
 def test_gradient_norms_names_the_zero_only_where_it_is():
@@ -63,26 +65,36 @@ def test_scaling_rules_names_the_flattest_rule_of_each_optimizer():
 
 
 @pytest.mark.parametrize(
-    ("rates_of_large", "finding"),
+    ("small", "large", "rises", "at"),
     [
-        ([1.0, 3.0], "acts like a larger learning rate: best at 0.1 for small, 0.01 for large"),
-        ([3.0, 1.0], "takes a larger first step; best at 0.1 for small, 0.1 for large"),
+        ([4.0, 1.0], [1.0, 3.0], False, "0.1 for small, 0.01 for large, 0.1 for other"),
+        ([4.0, 1.0], [3.0, 1.0], False, "0.1 for small, 0.1 for large, 0.1 for other"),
+        ([1.0, 4.0], [3.0, 1.0], True, "0.01 for small, 0.1 for large, 0.1 for other"),
     ],
 )
-def test_initial_scale_draws_its_finding_from_the_losses(rates_of_large, finding):
+def test_initial_scale_draws_its_finding_from_the_losses(small, large, rises, at):
     spread = torch.tensor([[-0.1], [0.1]])
     losses = {
-        "small": torch.tensor([[4.0, 1.0]]) + spread,
-        "large": torch.tensor([rates_of_large]) + spread,
+        "small": torch.tensor([small]) + spread,
+        "large": torch.tensor([large]) + spread,
+        "other": torch.tensor([[4.0, 2.0]]) + spread,  # trained only, and in the title as well
     }
     steps = {"small": [0.4, 0.4], "large": [2.2, 44.0]}
     figure = plots.initial_scale([10, 4096], steps, [0.01, 0.1], losses)
-    check(figure, finding)
+    check(figure, "The larger the random factor, the larger the first step", f"Best at {at}")
+    assert ("the best rate does not rise" in figure.get_suptitle()) is not rises
     drawn = figure.axes[1].containers[1]  # error bars of "large"
-    assert list(drawn.lines[0].get_ydata()) == pytest.approx(rates_of_large)
+    assert list(drawn.lines[0].get_ydata()) == pytest.approx(large)
     (bars,) = drawn.lines[2]
     low, high = bars.get_segments()[0][:, 1]
     assert high - low == pytest.approx(2 * math.sqrt(0.02) / math.sqrt(2), rel=1e-5)
+
+
+def test_initial_scale_claims_no_order_that_the_first_steps_lack():
+    losses = {name: torch.tensor([[2.0, 1.0], [2.1, 1.1]]) for name in ("small", "large")}
+    steps = {"small": [0.4, 5.0], "large": [0.3, 6.0]}
+    figure = plots.initial_scale([10, 4096], steps, [0.01, 0.1], losses)
+    check(figure, "The first step at each width")
 
 
 def test_trained_share_crosses_100_percent_at_the_break_even_rank():
