@@ -10,18 +10,17 @@ Bytes are counted from the storages that operations make (memory.LiveBytes).
 """
 
 import copy
-import gc
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +28,12 @@ from torch import Tensor, nn
 
 from minidora.adapt import merge
 from minidora.dora import DoRALinear
+from minidora.evidence.step_cost import step_bytes
 from minidora.lora import LoRALinear
-from minidora.memory import LiveBytes
 from minidora.reuse import cached_scale
 from minidora.training import progress_bar
+
+Form = TypeVar("Form")  # what is timed: a layer, or a function of x
 
 REFERENCE = "LoRA"
 NAMES = {
@@ -240,21 +241,14 @@ def run_case(
 
 
 def count_bytes(layer: nn.Module, x: Tensor, dy: Tensor) -> tuple[int, int]:
-    """(held, peak) of a training step: what the forward pass leaves for the backward pass beside
-    x, the parameters and the output, and the most that was alive at once, made by the step."""
-    layer.zero_grad()
-    x.grad = None
-    gc.collect()
-    with LiveBytes() as watch:
-        y = layer(x)
-        held = watch.now - y.untyped_storage().nbytes()
-        torch.autograd.backward(y, dy)
-    return held, watch.peak
+    """(held, peak) of a training step: see step_cost.StepCost."""
+    cost = step_bytes(layer, x, dy, layer.parameters())
+    return cost.held, cost.peak
 
 
 def alternate(
-    layers: dict[str, nn.Module],
-    call: Callable[[nn.Module], object],
+    layers: Mapping[str, Form],
+    call: Callable[[Form], object],
     device: torch.device,
     budget: float,
 ) -> dict[str, tuple[float, tuple[float, float, float]]]:
@@ -280,6 +274,21 @@ def alternate(
         low, middle, high = statistics.quantiles(ratios, n=4)
         result[name] = (statistics.median(seconds), (low, middle, high))
     return result
+
+
+def ratios(
+    forms: Mapping[str, Form],
+    call: Callable[[Form], object],
+    device: torch.device,
+    budget: float = 2.0,
+) -> str:
+    """What alternate measures of each form, beside the one called LoRA, as lines to print."""
+    found = alternate(forms, call, device, budget)
+    width = max(map(len, found))
+    return "\n".join(
+        f"{name:<{width}}  {middle:5.2f} times LoRA's (quartiles {low:.2f} to {high:.2f})"
+        for name, (_, (low, middle, high)) in found.items()
+    )
 
 
 def _synchronize(device: torch.device) -> None:
@@ -350,11 +359,12 @@ def load_reports(folder: Path = Path(__file__).parents[2] / "benchmarks") -> dic
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def markdown_table(report: dict[str, Any]) -> str:
+def markdown_table(report: dict[str, Any], cases: Collection[Case] = ()) -> str:
     """The training steps of a report as a table: time as a ratio to our LoRA, held and peak in MiB.
 
-    The last column is what the arithmetic says of the norm: its product costs rank / (2 tokens) of
-    the two products with W that a step of LoRA takes.
+    Of all its shapes, or of some cases in float32. The last column is what the arithmetic says of
+    the norm: its product costs rank / (2 tokens) of the two products with W that a step of LoRA
+    takes.
     """
     lines = [
         "| features, tokens, rank | DoRA, ours | DoRA, PEFT | LoRA, PEFT "
@@ -364,7 +374,8 @@ def markdown_table(report: dict[str, Any]) -> str:
     rows: dict[tuple[int, int, str], dict[str, dict[str, Any]]] = {}
     for name, note in (("results", ""), ("half_precision", " (bf16)")):
         for row in report.get(name, []):
-            if row["work"] == "training step":
+            wanted = not cases or (not note and _case(row) in cases)
+            if row["work"] == "training step" and wanted:
                 key = (row["features"], row["tokens"], f"{row['rank']}{note}")
                 rows.setdefault(key, {})[row["contender"]] = row
     for (features, tokens, label), cells in rows.items():
@@ -380,6 +391,74 @@ def markdown_table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {features}, {tokens}, {label} | {' | '.join(ratios)} | {held} | {peak} | {share} |"
         )
+    return "\n".join(lines)
+
+
+def _case(row: Mapping[str, Any]) -> Case:
+    return Case(row["features"], row["tokens"], row["rank"])
+
+
+def whole_table(report: dict[str, Any]) -> str:
+    """Every shape and contender: a step and one token as ratios to our LoRA, MiB held and peak."""
+    names = [n for n in NAMES if any(row["contender"] == n for row in report["results"])]
+    rows: dict[Case, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in report["results"]:
+        rows.setdefault(_case(row), {})[row["contender"], row["work"]] = row
+    lines = [
+        "| features, tokens, rank | " + " | ".join(NAMES[name] for name in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for case, cells in rows.items():
+        for what, work in (
+            ("step", "training step"),
+            ("held", "training step"),
+            ("peak", "training step"),
+            ("one token", "one token"),
+        ):
+            found = [
+                _text(cells[name, work], what) if (name, work) in cells else "" for name in names
+            ]
+            shape = f"{case.features}, {case.tokens}, {case.rank}"
+            lines.append(f"| {shape}: {what} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def _text(row: Mapping[str, Any], what: str) -> str:
+    """A ratio, or MiB held or at the peak."""
+    if what in ("held", "peak"):
+        return f"{row[what] / 2**20:.{2 if what == 'held' else 1}f}"
+    return f"{row['ratio'][1]:.2f}"
+
+
+def price(report: dict[str, Any], limit: float = 1.1) -> str:
+    """What a report says of our DoRA's training step beside LoRA's, as lines to print."""
+    steps: dict[str, dict[Case, dict[str, Any]]] = {}
+    for row in report["results"]:
+        if row["work"] == "training step":
+            steps.setdefault(row["contender"], {})[_case(row)] = row
+    ours, lora = steps["DoRA"], steps[REFERENCE]
+    ratio = {case: round(row["ratio"][1], 2) for case, row in ours.items()}
+    above = {case: value for case, value in ratio.items() if value > limit}
+    lower = [
+        f"{NAMES[name].removeprefix('DoRA, ')} in "
+        f"{sum(theirs[case]['ratio'][1] < ours[case]['ratio'][1] for case in theirs)}"
+        for name, theirs in steps.items()
+        if name in ("PEFT DoRA", "torchtune DoRA", "source form")
+    ]
+    held, peak = (
+        [ours[case][what] / lora[case][what] for case in ours] for what in ("held", "peak")
+    )
+    lines = [
+        f"{report['machine']['mode']}: at most {limit:.2f} times LoRA's time in "
+        f"{len(ratio) - len(above)} of {len(ratio)} shapes",
+        *(
+            f"  {value:.2f} with {case.features} features, {case.tokens} tokens, rank {case.rank}"
+            for case, value in above.items()
+        ),
+        f"  a lower median than ours: {', '.join(lower)} of {len(ratio)} shapes",
+        f"  peak {min(peak):.2f} to {max(peak):.2f} times LoRA's, "
+        f"held {min(held):.0f} to {max(held):.0f} times",
+    ]
     return "\n".join(lines)
 
 

@@ -8,7 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from minidora.plots.style import ALTERNATIVES, COLORS, headline, new_figure, rows_only, styled
+from minidora.plots.style import (
+    ALTERNATIVES,
+    COLORS,
+    headline,
+    new_figure,
+    one_line,
+    rows_only,
+    styled,
+)
 
 BENCH_STYLE = {
     "linear": ("frozen nn.Linear", COLORS["base"], "s"),
@@ -35,7 +43,8 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
 
     Args:
         report: as bench wrote it.
-        work: "training step", or "one token", where DoRA also keeps g.
+        work: "training step", or "one token", where DoRA also keeps g, and a shape is the same
+            whatever its tokens: its first row is drawn.
 
     Raises:
         ValueError: another work, or one that the report does not have.
@@ -43,7 +52,13 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     results = [r for r in report["results"] if r["work"] == work]
     if work not in BENCH_SHOWN or not results:
         raise ValueError(f"work must be one of {', '.join(BENCH_SHOWN)}, got {work!r}")
-    shapes = list(dict.fromkeys((r["features"], r["tokens"], r["rank"]) for r in results))
+
+    def shape(row: Mapping[str, Any]) -> str:
+        tokens = f"{row['tokens']} tokens, " if work == "training step" else ""
+        return f"{row['features']} features, {tokens}r {row['rank']}"
+
+    results = list({(r["contender"], shape(r)): r for r in reversed(results)}.values())[::-1]
+    shapes = list(dict.fromkeys(map(shape, results)))
     middles: dict[str, dict[int, float]] = {}  # contender -> row -> median
     figure = new_figure(8.2, 1.7 + 0.5 * len(shapes))
     axes = figure.subplots()
@@ -51,7 +66,7 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     for k, contender in enumerate(shown):
         name, color, marker = BENCH_STYLE[contender]
         rows = [r for r in results if r["contender"] == contender]
-        places = [shapes.index((r["features"], r["tokens"], r["rank"])) for r in rows]
+        places = [shapes.index(shape(r)) for r in rows]
         low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
         beside = [place + 0.7 * ((k + 0.5) / len(shown) - 0.5) for place in places]
         axes.hlines(beside, low, high, color=color, lw=2.2)
@@ -66,7 +81,7 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     axes.xaxis.set_minor_formatter("")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"{work}: time / LoRA's, median and quartiles")
-    axes.set_yticks(range(len(shapes)), [f"{f} features, {t} tokens, r {r}" for f, t, r in shapes])
+    axes.set_yticks(range(len(shapes)), shapes)
     axes.set_ylim(len(shapes) - 0.5, -0.5)
     rows_only(axes)
     figure.legend(loc="outside lower center", ncols=5)
@@ -77,15 +92,19 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
         f"{who} DoRA takes {min(ours.values()):.2f} to {max(ours.values()):.2f} times LoRA's time "
         f"for {what}"
     )
+    if "DoRA cached" in middles:
+        kept = middles["DoRA cached"].values()
+        finding += f", {min(kept):.2f} to {max(kept):.2f} with g kept"
     others = []
     for contender, theirs in middles.items():
         if "ours" not in (name := BENCH_STYLE[contender][0]):
             both = ours.keys() & theirs.keys()
             won = sum(theirs[place] < ours[place] for place in both)
-            others.append(f"{name.removeprefix('DoRA, ')} in {won} of {len(both)} shapes")
+            others.append(f"{name.removeprefix('DoRA, ')} in {won} of {len(both)}")
     if others:
-        finding += f"; the median is lower for {', '.join(others)}"
+        finding += f".\nShapes with a lower median than ours: {', '.join(others)}"
     headline(figure, finding)
+    finding = one_line(finding)
     figure.set_label(
         f"{finding}. Medians with quartiles, in units of our LoRA's time, for "
         + "; ".join(
@@ -122,10 +141,12 @@ def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
     axes.set_yticks(range(len(costs)), list(costs))
     axes.invert_yaxis()
     flops, held, peak = ([values[1], values[-1]] for _, values, _ in panels)
+    beside = [values[0] for _, values, _ in panels]
     headline(
         figure,
-        f"From the definition to the layer: FLOPs {flops[0]:.2f} → {flops[1]:.2f} times LoRA's, "
-        f"held {held[0]:.1f} → {held[1]:.1f} MiB, peak {peak[0]:.0f} → {peak[1]:.0f} MiB",
+        f"From the definition to the layer: FLOPs {flops[0]:.2f} → {flops[1]:.2f} times {lora}'s; "
+        f"held {held[0]:.1f} → {held[1]:.1f} MiB, {lora} {beside[1]:.2f}; "
+        f"peak {peak[0]:.1f} → {peak[1]:.1f} MiB, {lora} {beside[2]:.1f}",
     )
     rows = zip(costs, *(values for _, values, _ in panels), strict=True)
     figure.set_label(
@@ -133,6 +154,56 @@ def cost_ladder(costs: Mapping[str, tuple[int, int, int]]) -> Figure:
         + "; ".join(
             f"{name}: FLOPs {f:.2f} times, held {h:.2f} MiB, peak {p:.1f} MiB"
             for name, f, h, p in rows
+        )
+        + "."
+    )
+    return figure
+
+
+@styled
+def held_by_form(forms: Mapping[str, Mapping[str, tuple[int, str]]]) -> Figure:
+    """What autograd holds for the backward pass, tensor by tensor, as bars to scale.
+
+    Args:
+        forms: form -> tensor -> (its bytes, what it is held for). Tensors of one name have one
+            colour. First LoRA, the yardstick.
+    """
+    mib = {form: {k: size / 2**20 for k, (size, _) in held.items()} for form, held in forms.items()}
+    total = {form: sum(sizes.values()) for form, sizes in mib.items()}
+    names = list(dict.fromkeys(name for sizes in mib.values() for name in sizes))
+    palette = ("#56B4E9", "#CC79A7", "#F0E442", "#009E73", COLORS["base"])
+    colors = dict(zip(names, palette, strict=False))
+    figure = new_figure(8.6, 1.2 + 0.62 * len(forms))
+    axes = figure.subplots()
+    for row, (form, held) in enumerate(forms.items()):
+        left = 0.0
+        for name, size in mib[form].items():
+            axes.barh(
+                row, size, left=left, height=0.42, color=colors[name], edgecolor="black", lw=0.6
+            )
+            if size > 0.02 * max(total.values()):
+                axes.text(left + size / 2, row, name, ha="center", va="center")
+            left += size
+        why = "; ".join(f"{name}: {reason}" for name, (_, reason) in held.items())
+        axes.text(left + 0.15, row, f"{total[form]:.2f}", va="center", fontweight="bold")
+        axes.text(0, row - 0.25, why or "nothing", va="bottom")
+    axes.set_yticks(range(len(forms)), list(forms))
+    axes.set_ylim(len(forms) - 0.6, -0.75)
+    axes.set(xlabel="held for the backward pass (MiB)", xlim=(0, 1.1 * max(total.values())))
+    rows_only(axes)
+    lora, *others = total
+    most, least = max(others, key=total.__getitem__), min(others, key=total.__getitem__)
+    headline(
+        figure,
+        f"Held by autograd: {most} {total[most]:.1f} MiB; {least} {total[least]:.1f}; "
+        f"{lora} {total[lora]:.2f}",
+    )
+    figure.set_label(
+        "Bars of what each form holds for the backward pass: "
+        + ". ".join(
+            f"{form}, {total[form]:.2f} MiB: "
+            + ("; ".join(f"{name} for {reason}" for name, (_, reason) in held.items()) or "nothing")
+            for form, held in forms.items()
         )
         + "."
     )

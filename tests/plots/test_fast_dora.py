@@ -8,19 +8,15 @@ import pytest
 import torch
 from figures import check
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from minidora import DoRALinear, LoRALinear, plots, widgets
 from minidora.evidence import bench
-
-IN_PLACE = {torch.ops.aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1]}
+from minidora.evidence.step_cost import count_flops
 
 
 def counted(forward: Callable[[Tensor], Tensor], tokens: int, in_features: int) -> int:
     x = torch.randn(tokens, in_features, requires_grad=True)
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
-        forward(x).sum().backward()
-    return int(counter.get_total_flops())
+    return count_flops(lambda: torch.autograd.backward([forward(x).sum()]))
 
 
 @pytest.mark.parametrize(("tokens", "in_", "out", "rank"), [(96, 144, 160, 8), (1, 160, 128, 4)])
@@ -71,10 +67,33 @@ COSTS = {
 
 def test_cost_ladder_names_both_ends() -> None:
     figure = plots.cost_ladder(COSTS)
-    check(figure, "FLOPs 1.50 → 1.03 times", "held 16.0 → 2.0 MiB", "peak 40 → 6 MiB")
+    check(figure, "FLOPs 1.50 → 1.03 times LoRA's", "held 16.0 → 2.0 MiB, LoRA 1.00")
+    check(figure, "peak 40.0 → 6.0 MiB, LoRA 4.0")
     widths = [bar.get_width() for bar in figure.axes[1].patches]
     assert widths == pytest.approx([1, 16, 1, 2])
     assert "from the definition to the layer, beside LoRA" in str(figure.get_label())
+
+
+def test_held_by_form_draws_each_tensor_to_scale_with_its_reason() -> None:
+    mib = 2**20
+    figure = plots.held_by_form(
+        {
+            "LoRA": {"h": (mib // 100, "gradient of B")},
+            "large": {"V": (8 * mib, "the norm"), "u": (2 * mib, "gradient of g")},
+            "small": {"u": (2 * mib, "gradient of g")},
+            "none": {},
+        }
+    )
+    check(figure, "Held by autograd: large 10.0 MiB; none 0.0; LoRA 0.01")
+    check(
+        figure, "large, 10.00 MiB: V for the norm; u for gradient of g", "none, 0.00 MiB: nothing"
+    )
+    [axes] = figure.axes
+    bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert np.array(bars) == pytest.approx(np.array([(0, 0.01), (0, 8), (8, 2), (0, 2)]), abs=1e-3)
+    assert axes.patches[2].get_facecolor() == axes.patches[3].get_facecolor()  # both are u
+    drawn = [text.get_text() for text in axes.texts]
+    assert {"V: the norm; u: gradient of g", "h: gradient of B", "nothing"} <= set(drawn)
 
 
 def test_bytes_alive_puts_the_end_of_the_forward_pass_at_one() -> None:
@@ -134,6 +153,7 @@ REPORT = {
         result("DoRA", 64, 3.0, "one token"),
         result("DoRA cached", 64, 1.05, "one token"),
         result("PEFT DoRA", 64, 9.0, "one token"),
+        {**result("DoRA", 64, 5.0, "one token"), "tokens": 99},
     ],
 }
 
@@ -142,8 +162,8 @@ def test_bench_ratios_says_where_others_are_faster() -> None:
     figure = plots.bench_ratios(REPORT)
     check(
         figure,
-        "Our DoRA takes 1.20 to 1.40 times LoRA's time for a training step; the median is lower "
-        "for torchtune in 0 of 1 shapes, PEFT in 1 of 2 shapes",
+        "Our DoRA takes 1.20 to 1.40 times LoRA's time for a training step. Shapes with a lower "
+        "median than ours: torchtune in 0 of 1, PEFT in 1 of 2",
     )
     [axes] = figure.axes
     drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
@@ -157,6 +177,9 @@ def test_bench_ratios_says_where_others_are_faster() -> None:
 def test_bench_ratios_of_one_token_and_of_compiled_layers() -> None:
     figure = plots.bench_ratios(REPORT, "one token")
     check(figure, "Our DoRA takes 3.00 to 3.00 times LoRA's time for one token", "g kept: 1.05")
+    check(figure, "1.05 to 1.05 with g kept")
+    # The tokens of the step are not those of this work: one shape, drawn once.
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["64 features, r 2"]
     compiled = {**REPORT, "machine": {"mode": "compiled"}}
     check(plots.bench_ratios(compiled), "Compiled, our DoRA takes 1.20")
     with pytest.raises(ValueError, match="one of training step, one token, got 'sleep'"):
