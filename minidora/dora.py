@@ -163,7 +163,7 @@ def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -
     dtype = wide_dtype(weight.dtype)
     A, B = lora_A.to(dtype), lora_B.to(dtype)
 
-    def read(rows: Tensor) -> tuple[Tensor, Tensor]:
+    def read(rows: Tensor) -> "tuple[Tensor, Tensor]":  # as text: torch 2.6 cannot trace it
         rows = rows.to(dtype)
         return F.linear(rows, A), row_norm(rows)  # (rows, rank), (rows,)
 

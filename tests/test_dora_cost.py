@@ -120,6 +120,7 @@ def test_the_counter_counts_launches_and_their_bytes() -> None:
     assert seen.bytes == 4 * (8 * 4 + 16 * 4 + 8 * 16) + 4 * 2 * 3 * 32
 
 
+@pytest.mark.skipif(not dora.MIXED_MM, reason="torch 2.6 lacks the products that the kernels need")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rank", [16, 64])
 def test_launches_beside_lora(bias: bool, rank: int) -> None:

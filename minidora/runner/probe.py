@@ -113,7 +113,7 @@ def _torch_state() -> dict[str, Any]:
         "whether gradients are recorded": torch.is_grad_enabled(),
         "torch's inference mode": torch.is_inference_mode_enabled(),
         "torch's default dtype": torch.get_default_dtype(),
-        "torch's default device": torch.get_default_device(),
+        "torch's default device": _default_device(),
         "torch's random state": bytes(torch.get_rng_state().tolist()),
         "torch's number of threads": torch.get_num_threads(),
         "whether torch is deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -569,11 +569,19 @@ def unchanged(name: str, args: tuple[Any, ...], reply: dict[str, Any]) -> dict[s
     return reply
 
 
+def _default_device() -> torch.device:
+    """torch.get_default_device(), which in torch 2.6 fails once the default was set back."""
+    try:
+        return torch.get_default_device()
+    except AttributeError:
+        return torch.device("cpu")
+
+
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """torch as it is when a process begins, whatever a notebook set; as it was afterwards."""
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    elsewhere = torch.get_default_device().type != "cpu"
+    elsewhere = _default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:
         with (
@@ -587,7 +595,7 @@ def plain_torch() -> Iterator[None]:
     finally:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
-        if not elsewhere and torch.get_default_device().type != "cpu":
+        if not elsewhere and _default_device().type != "cpu":
             torch.set_default_device(None)
 
 

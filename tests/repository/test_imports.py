@@ -39,7 +39,8 @@ def test_the_test_sees_a_package():
 
 def test_minidora_needs_torch_alone():
     packages, modules = pulled_in("import torch", "import minidora")
-    assert packages == ["minidora", "torch"]  # parts of torch that come at their first use
+    # Parts of torch that come at their first use; torch 2.6's checkpoint brings its own sympy.
+    assert set(packages) - {"mpmath", "sympy"} == {"minidora", "torch"}
     assert "torch._dynamo" not in modules  # seconds, and sympy with it
 
 
