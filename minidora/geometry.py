@@ -85,6 +85,11 @@ def project_gradient(gradient: Tensor, v: Tensor, magnitude: Tensor, detached: b
     return magnitude[:, None] / norm * gradient
 
 
+def acting_weight(layer: nn.Linear | LoRALinear) -> Tensor:
+    """The weight that a layer acts with: W' of an adapted one, not yet rounded to W's dtype."""
+    return layer.adapted_weight() if isinstance(layer, LoRALinear) else layer.weight
+
+
 class Point(NamedTuple):
     """One layer at one step: a dot of figure 2."""
 
@@ -149,9 +154,8 @@ class Tracker:
     def record(self, step: int) -> None:
         """Add a point for each layer."""
         for name, layer in self._layers.items():
-            # Before it is rounded to the dtype of W: the changes are small.
-            weight = layer.adapted_weight() if isinstance(layer, LoRALinear) else layer.weight
-            before = self._before[name]
+            # Not rounded to the dtype of W: the changes are small.
+            weight, before = acting_weight(layer), self._before[name]
             self.points.append(
                 Point(
                     name,

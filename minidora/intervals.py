@@ -9,8 +9,9 @@ Reference:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 
 
@@ -71,6 +72,22 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     half_width = float(stats.t.ppf(0.975, len(values) - 1)) * error
     detectable = detectable_difference(error, len(values))
     return Difference(values, mean, error, mean - half_width, mean + half_width, detectable)
+
+
+def at_as_many(trained: int, losses: Mapping[int, Sequence[float]]) -> list[float] | None:
+    """The losses, one a seed, of a method that trained so many numbers.
+
+    Between the two nearest runs they are taken as linear in the logarithm of what those trained,
+    seed by seed. None where no two runs lie around the number: nothing is extrapolated.
+
+    Args:
+        losses: {trained numbers: one loss a seed}.
+    """
+    for low, high in pairwise(sorted(losses)):
+        if low <= trained <= high:
+            share = math.log(trained / low) / math.log(high / low)
+            return [a + share * (b - a) for a, b in zip(losses[low], losses[high], strict=True)]
+    return None
 
 
 def detectable_difference(

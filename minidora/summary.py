@@ -11,13 +11,12 @@ data, which chose nothing, is what counts.
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 from minidora.data import expanded
 from minidora.experiment import Method
 from minidora.grid import METHODS, Grid, name_of
-from minidora.intervals import Difference, mean_and_error, paired_difference
+from minidora.intervals import Difference, at_as_many, mean_and_error, paired_difference
 from minidora.results import Row, read, read_settings
 
 
@@ -76,22 +75,15 @@ class Report:
     def at_equal_budget(self) -> dict[str, Difference]:
         """DoRA's loss minus LoRA's at as many trained numbers, where LoRA's ranks reach so far.
 
-        LoRA's loss is interpolated between its ranks, in the logarithm of the numbers, on each
-        seed.
+        LoRA's loss is interpolated: see intervals.at_as_many.
         """
-        plain = [arm for arm in self.arms.values() if not arm.method.rate_factors]
-        lora = sorted((arm for arm in plain if arm.method.kind == "lora"), key=lambda a: a.trained)
+        plain = {name: arm for name, arm in self.arms.items() if not arm.method.rate_factors}
+        lora = {arm.trained: arm.losses for arm in plain.values() if arm.method.kind == "lora"}
         found = {}
-        for name, arm in self.arms.items():
-            if arm.method.kind != "dora" or arm.method.rate_factors:
-                continue
-            for low, high in pairwise(lora):
-                if low.trained <= arm.trained <= high.trained:
-                    t = math.log(arm.trained / low.trained) / math.log(high.trained / low.trained)
-                    line = [
-                        (1 - t) * a + t * b for a, b in zip(low.losses, high.losses, strict=True)
-                    ]
-                    found[name] = paired_difference(arm.losses, line)
+        for name, arm in plain.items():
+            line = at_as_many(arm.trained, lora)
+            if arm.method.kind == "dora" and line is not None:
+                found[name] = paired_difference(arm.losses, line)
         return found
 
     def markdown(self) -> str:

@@ -97,16 +97,6 @@ def movement(groups: Mapping[str, Sequence[Dot]]) -> VBox:
     )
 
 
-def rank_sweep(
-    ours: Mapping[str, Mapping[int, Mapping[int, float]]], paper: Mapping[str, Mapping[int, float]]
-) -> VBox:
-    """Choose a rank to read out: see plots.rank_sweep."""
-    return _picture(
-        lambda rank: plots.rank_sweep(ours, paper, rank),
-        rank=_choices("rank", 8, list(ours["lora"])),
-    )
-
-
 # ---- Lesson 6: what the layers cost ----
 
 

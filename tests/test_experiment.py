@@ -28,6 +28,7 @@ from minidora.experiment import (
     tune,
     tune_many,
 )
+from minidora.intervals import at_as_many
 from minidora.training import History, evaluate, fit_many
 
 IMAGES = load_images()
@@ -365,3 +366,18 @@ def test_demo_prints_the_table_and_writes_the_figure(
         assert text in run.output
     assert str(figure) in run.output.replace("\n", "")
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_at_as_many_numbers_are_numpys_in_the_logarithm_and_never_extrapolated():
+    losses = {40: (1.0, 2.0), 10: (3.0, 5.0), 20: (2.5, 4.0)}
+    for trained in (10, 13, 20, 31, 40):
+        expected = [
+            np.interp(
+                np.log(trained), np.log([10, 20, 40]), [losses[n][seed] for n in (10, 20, 40)]
+            )
+            for seed in (0, 1)
+        ]
+        assert at_as_many(trained, losses) == pytest.approx(expected)
+    assert at_as_many(9, losses) is None
+    assert at_as_many(41, losses) is None
+    assert at_as_many(10, {10: (1.0,)}) is None

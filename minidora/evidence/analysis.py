@@ -8,17 +8,16 @@
 Nothing here runs a model. A loss is the mean cross-entropy on the test part, in nats a character.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 
-from minidora.evidence.pretrain import RANKS
+from minidora.evidence.pretrain import RANKS, best_rates
 from minidora.experiment import Difference, paired_difference
 from minidora.geometry import Correlation, Dot, correlation
+from minidora.intervals import at_as_many
 
 Row = Mapping[str, Any]
 """One run, as pretrain.execute returns it."""
@@ -219,26 +218,35 @@ def trained_numbers(runs: Iterable[Row]) -> dict[str, dict[int, int]]:
     return found
 
 
+def budget_means(runs: Iterable[Row]) -> dict[str, dict[int, float]]:
+    """{"lora" or "dora": {trained parameters: mean test loss}} over the ranks."""
+    runs = list(runs)
+    trained = trained_numbers(runs)
+    return {
+        method: {trained[method][rank]: fmean(seeds.values()) for rank, seeds in by_rank.items()}
+        for method, by_rank in rank_losses(runs).items()
+    }
+
+
 def equal_budget(runs: Iterable[Row]) -> dict[int, AtEqualBudget]:
     """{rank: DoRA minus LoRA at DoRA's number of trained parameters}, paired over seeds.
 
-    Between two ranks LoRA's loss is taken as linear in the logarithm of what it trains, seed by
-    seed. DoRA's highest rank is left out: it trains more than any LoRA here, and nothing is
-    extrapolated. Below 0 DoRA is better.
+    LoRA's loss is interpolated between its ranks: see intervals.at_as_many. DoRA's highest rank is
+    left out: it trains more than any LoRA here. Below 0 DoRA is better.
     """
     runs = list(runs)
     losses, trained = rank_losses(runs), trained_numbers(runs)
+    seeds = sorted(losses["lora"][RANKS[0]])
+    lora = {
+        trained["lora"][rank]: [by_seed[seed] for seed in seeds]
+        for rank, by_seed in losses["lora"].items()
+    }
     found = {}
-    lora = trained["lora"]
     for rank, count in sorted(trained["dora"].items()):
-        for low, high in pairwise(sorted(lora)):
-            if lora[low] <= count < lora[high]:
-                share = math.log(count / lora[low]) / math.log(lora[high] / lora[low])
-                at = {
-                    seed: loss + share * (losses["lora"][high][seed] - loss)
-                    for seed, loss in losses["lora"][low].items()
-                }
-                found[rank] = AtEqualBudget(count, difference(losses["dora"][rank], at))
+        line = at_as_many(count, lora)
+        if line is not None:
+            dora = [losses["dora"][rank][seed] for seed in seeds]
+            found[rank] = AtEqualBudget(count, paired_difference(dora, line))
     return found
 
 
@@ -248,3 +256,69 @@ def tuning_curve(runs: Iterable[Row], method: str, targets: str) -> dict[float, 
     for run in select(runs, "tune", method, targets):
         by_rate.setdefault(run["learning_rate"], []).append(run["validation_loss"])
     return {rate: fmean(by_rate[rate]) for rate in sorted(by_rate)}
+
+
+def at_highest_rate(runs: Iterable[Row], method: str, targets: str) -> dict[int, float]:
+    """{tuning seed: validation loss at the highest learning rate minus that at the best one}."""
+    runs = list(runs)
+    rates = (best_rates(runs)[method, targets], max(tuning_curve(runs, method, targets)))
+    best, highest = (
+        {
+            run["seed"]: run["validation_loss"]
+            for run in select(runs, "tune", method, targets, learning_rate=rate)
+        }
+        for rate in rates
+    )
+    return {seed: highest[seed] - loss for seed, loss in best.items()}
+
+
+def variants(runs: Iterable[Row]) -> dict[str, dict[str, Correlation]]:
+    """Ways to compute figure 2's correlations, each a choice that somebody could have made.
+
+    Returns:
+        {what is taken: {method: r}}; the first is the paper's way.
+    """
+    runs = list(runs)
+    compared = {m: select(runs, "compare", m, targets) for m, targets in METHODS.items()}
+    five = {
+        m: select(runs, "compare", m, targets)
+        for m, targets in {"full": "all", "lora": "five", "dora": "five"}.items()
+    }
+    lower = {}
+    for method, targets in METHODS.items():
+        grid = list(tuning_curve(runs, method, targets))
+        rate = grid[grid.index(best_rates(runs)[method, targets]) - 1]
+        lower[method] = select(runs, "tune", method, targets, learning_rate=rate)
+
+    def without_block_0(found: list[Dot]) -> list[Dot]:
+        return [dot for dot in found if not dot.layer.startswith("blocks.0.")]
+
+    def r(
+        chosen: Mapping[str, Iterable[Row]],
+        matrices: Iterable[str] = ("q_proj",),
+        change: Callable[[list[Dot]], list[Dot]] = list,
+        steps: Iterable[int] | None = None,
+        dim: int = 1,
+    ) -> dict[str, Correlation]:
+        return {
+            method: correlate(change(dots(found, matrices, dim=dim, steps=steps)))
+            for method, found in chosen.items()
+        }
+
+    both, last = ("q_proj", "v_proj"), [300]
+    return {
+        "query, all steps (figure 2)": r(compared),
+        "value, all steps (figure 7)": r(compared, ["v_proj"]),
+        "query and value": r(compared, both),
+        "query, last step": r(compared, steps=last),
+        "query and value, last step": r(compared, both, steps=last),
+        "query, first record": r(compared, steps=[75]),
+        "query, one norm per input": r(compared, dim=0),
+        "query, without block 0": r(compared, change=without_block_0),
+        "query, last step, without block 0": r(compared, change=without_block_0, steps=last),
+        "query, within layers": r(compared, change=within_layers),
+        "query, lower rate (3 seeds)": r(lower),
+        "query, five targets trained": r(five),
+        "up and down, five trained": r(five, ["up_proj", "down_proj"]),
+        "all five pooled": r(five, ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]),
+    }

@@ -11,7 +11,7 @@ the command may be stopped and started at will. The committed evidence is that f
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,7 +160,7 @@ def tuning_runs() -> Iterator[Run]:
                 yield Run("tune", method, targets, 8, rate, seed)
 
 
-def best_rates(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], float]:
+def best_rates(results: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
     """{(method, targets): learning rate} of the lowest mean validation loss over tuning seeds."""
     losses: dict[tuple[str, str], dict[float, list[float]]] = {}
     for row in results:

@@ -154,6 +154,15 @@ def show(figure: Figure) -> None:
     display({"text/html": picture(figure), "text/plain": str(figure.get_label())}, raw=True)
 
 
+def fold(summary: str, text: str) -> None:
+    """Display a text in a notebook that opens at a click on its summary."""
+    from IPython.display import display
+
+    head, body = html.escape(summary), html.escape(text)
+    page = f"<details><summary>{head}</summary><pre>{body}</pre></details>"
+    display({"text/html": page, "text/plain": f"{summary}\n{text}"}, raw=True)
+
+
 def one_line(text: str) -> str:
     """Text without its line breaks, as a sentence holds it."""
     return " ".join(text.split())

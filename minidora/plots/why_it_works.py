@@ -25,27 +25,6 @@ from minidora.plots.style import (
 
 
 @styled
-def pretraining_curve(curve: Mapping[str, Any]) -> Figure:
-    """The training loss of the checkpoint's pretraining, and its loss on text it has not seen."""
-    figure = new_figure(6.4, 3.2)
-    axes = figure.subplots()
-    steps = [curve["every"] * (k + 1) for k in range(len(curve["losses"]))]
-    held_out = curve["validation_loss"]
-    axes.plot(steps, curve["losses"], color=COLORS["full"], lw=1.2, label="training")
-    axes.axhline(held_out, color=COLORS["base"], ls="--", lw=1.2, label="unseen pages, at the end")
-    axes.axhline(math.log(96), color=COLORS["base"], ls=":", lw=1.2, label="guessing, ln 96")
-    axes.set(xlabel="step", ylabel="loss (nats per character)", ylim=(0, None))
-    axes.legend()
-    finding = (
-        f"Pretraining: from {curve['losses'][0]:.1f} to {held_out:.2f} nats per character "
-        f"in {curve['steps']:,} steps"
-    )
-    headline(figure, finding)
-    figure.set_label(f"Loss against step. {finding}; guessing among 96 characters has 4.56.")
-    return figure
-
-
-@styled
 def paper_slopes(correlations: Mapping[str, float]) -> Figure:
     """What figure 2 of the paper claims, schematically: a line of the sign and size of each r.
 
@@ -236,8 +215,8 @@ def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> F
     figure.legend(handles=handles, ncols=3, loc="outside lower center")
     rows_only(axes)
     signs = {name: [f[name].r > 0 for f in variants.values()] for name in methods}
-    text = ", ".join(f"{sum(above)} ({NAMES[name]})" for name, above in signs.items())
-    headline(figure, f"Of {len(variants)} ways to compute r, above 0: {text}")
+    text = ", ".join(f"{sum(above)} for {NAMES[name]}" for name, above in signs.items())
+    headline(figure, f"Of {len(variants)} ways to compute it, r is above 0 in {text}")
     figure.set_label(
         "Correlations with intervals for each way to compute them. "
         + " ".join(
@@ -320,82 +299,44 @@ def rate_curves(curves: Mapping[str, tuple[str, str, Mapping[float, float]]]) ->
 
 
 @styled
-def rank_sweep(
-    ours: Mapping[str, Mapping[int, Mapping[int, float]]],
-    paper: Mapping[str, Mapping[int, float]],
-    rank: int = 8,
-) -> Figure:
-    """Loss against rank, ours; accuracy against rank, the paper's table 15; one rank read out.
+def gradient_parts(along: Tensor, across: Tensor) -> Figure:
+    """What turns a row against the gradient of its magnitude: at one length, and as they are.
 
     Args:
-        ours: {"lora" or "dora": {rank: {seed: test loss}}}.
-        paper: {"lora" or "dora": {rank: average accuracy in percent}}.
-        rank: a rank of ours, marked and told.
+        along, across: length of a gradient's part along its row, which is |gradient of m|, and of
+            its part across the row, which turns it; a number each for every gradient.
     """
-    figure = new_figure(8.2, 3.3)
+    along, across = along.flatten(), across.flatten()
+    length = (along**2 + across**2).sqrt()
+    figure = new_figure(8.0, 3.7)
     left, right = figure.subplots(1, 2)
-    for name, by_rank in ours.items():
-        summary = [mean_and_error(list(seeds.values())) for seeds in by_rank.values()]
-        left.errorbar(list(by_rank), [m for m, _ in summary], [e for _, e in summary], marker="o",
-                      ms=4, capsize=3, color=COLORS[name], label=NAMES[name])  # fmt: skip
-        right.plot(list(paper[name]), list(paper[name].values()), "o-", ms=4, color=COLORS[name])
-    left.axvline(rank, color="#999999", lw=0.8, ls=":")
-    seeds = len(next(iter(ours["lora"].values())))
-    left.set(
-        ylabel="test loss (nats per character)", title=f"here, {seeds} seeds, ± standard error"
-    )
-    right.set(ylabel="accuracy (%)", title="the paper's table 15, one run each", ylim=(0, 100))
-    for axes, ranks in ((left, list(ours["lora"])), (right, list(paper["lora"]))):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ranks, [str(r) for r in ranks])
-        axes.set_xlabel("rank")
-    # A fixed place: the best one would jump when a slider moves the line.
-    left.legend(loc="upper right")
-    at = {name: mean_and_error(list(by_rank[rank].values())) for name, by_rank in ours.items()}
-    finding = f"Rank {rank}: " + ", ".join(
-        f"{NAMES[name]} {mean:.3f} ± {error:.3f}" for name, (mean, error) in at.items()
+    found = []
+    for axes, scale in ((left, length), (right, length.mean())):
+        x, y = across / scale, along / scale
+        found.append(float(torch.corrcoef(torch.stack([x, y]))[0, 1]))
+        axes.plot(x.cpu(), y.cpu(), ".", ms=1.5, alpha=0.2, color=COLORS["dora"], rasterized=True)
+        axes.set_xlabel("part across the row: the turn")
+    quarter = torch.linspace(0, math.pi / 2, 50)
+    left.plot(quarter.sin(), quarter.cos(), color="black", lw=1, zorder=0)
+    left.set(title=f"scaled to length 1, r = {found[0]:+.2f}", xlim=(0, 1.05), ylim=(0, 1.05))
+    left.set_aspect("equal")
+    left.set_ylabel("part along the row: |∇m|")
+    right.set_title(f"as they are, in mean lengths, r = {found[1]:+.2f}")
+    slope = found[1] * float(y.std() / x.std())
+    ends = [float(x.min()), float(x.max())]
+    line = [float(y.mean() + slope * (end - x.mean())) for end in ends]
+    right.plot(ends, line, "--", color="black", lw=1.4, label="fitted line")
+    right.set(xlim=(0, None), ylim=(0, None))
+    right.legend(loc="upper left")
+    goes = "rises" if found[1] > 0 else "falls"
+    finding = (
+        f"At equal length |∇m| falls with the turn; as the gradients are, it {goes} with the turn"
     )
     headline(figure, finding)
     figure.set_label(
-        f"Left, test loss against rank here; right, the paper's accuracies. {finding}. "
-        + " ".join(
-            f"{NAMES[name]}: "
-            + ", ".join(f"{mean_and_error(list(s.values()))[0]:.3f}" for s in by_rank.values())
-            + f" at ranks {', '.join(map(str, by_rank))}; the paper "
-            + ", ".join(f"{value:g}" for value in paper[name].values())
-            + f" at ranks {', '.join(map(str, paper[name]))}."
-            for name, by_rank in ours.items()
-        )
-    )
-    return figure
-
-
-@styled
-def half_rank(differences: Mapping[int, Difference]) -> Figure:
-    """DoRA at rank r / 2 minus LoRA at rank r, with the 95 % interval, for each r."""
-    figure = new_figure(6.4, 3.0)
-    axes = figure.subplots()
-    for place, d in enumerate(differences.values()):
-        axes.plot([place + 0.12] * len(d.values), d.values, "o", ms=3, alpha=0.5,
-                  color=COLORS["dora_half"])  # fmt: skip
-        axes.plot([place, place], [d.low, d.high], color=COLORS["dora_half"], lw=2)
-        axes.plot(place, d.mean, "D", ms=6, color=COLORS["dora_half"])
-    axes.axhline(0, color="#999999", lw=0.8)
-    axes.set_xticks(range(len(differences)), [f"{r // 2} and {r}" for r in differences])
-    axes.set(xlabel="rank of DoRA and of LoRA", ylabel="difference in test loss (nats)")
-    worse = [rank for rank, d in differences.items() if d.verdict == "higher"]
-    better = [rank for rank, d in differences.items() if d.verdict == "lower"]
-    headline(
-        figure,
-        f"At half the rank DoRA's loss is higher in {len(worse)} of {len(differences)} pairs, "
-        f"lower in {len(better)}",
-    )
-    figure.set_label(
-        "Test loss of DoRA at half the rank minus that of LoRA. "
-        + " ".join(
-            f"Ranks {r // 2} and {r}: {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}), {d.verdict}."
-            for r, d in differences.items()
-        )
+        f"One dot for each of {len(along):,} gradients of a row: its part along the row against "
+        f"its part across. {finding}. Left, scaled to one length, on a quarter circle: r = "
+        f"{found[0]:+.2f}. Right, as they are: r = {found[1]:+.2f}."
     )
     return figure
 

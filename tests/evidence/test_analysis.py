@@ -176,3 +176,51 @@ def test_no_learning_rate_was_chosen_at_the_edge_of_its_grid() -> None:
     rates = best_rates(read_results())
     for method, targets in SETTINGS:
         assert RATES[method][0] < rates[method, targets] < RATES[method][-1]
+
+
+def test_budget_means_put_each_mean_at_what_was_trained() -> None:
+    runs = read_results()
+    means = analysis.budget_means(runs)
+    five = [r for r in runs if r["targets"] == "five" and r["rank"] == 4 and r["method"] == "dora"]
+    [trained] = {r["trainable"] for r in five}
+    assert means["dora"][trained] == pytest.approx(sum(r["test_loss"] for r in five) / len(five))
+    assert [len(curve) for curve in means.values()] == [len(RANKS)] * 2
+
+
+def test_at_the_highest_rate_against_the_best_one() -> None:
+    runs = [
+        row("tune", "lora", "qv", seed, loss, rate=rate)
+        for seed in (0, 1)
+        for rate, loss in ((1e-3, 2.0), (1e-2, 1.0), (1e-1, 1.5 + seed))
+    ]
+    assert analysis.at_highest_rate(runs, "lora", "qv") == pytest.approx({0: 0.5, 1: 1.5})
+
+
+def test_variants_are_scipys_correlations_of_the_committed_dots() -> None:
+    """Three of the ways, read here from the file without the package's selection."""
+    runs = read_results()
+    ways = analysis.variants(runs)
+    assert len(ways) == 14
+    rate = best_rates(runs)["dora", "qv"]
+
+    def r(purpose: str, **wanted: Any) -> float:
+        found = [
+            (direction, magnitude)
+            for run in runs
+            if (run["purpose"], run["method"], run["targets"]) == (purpose, "dora", "qv")
+            and run["learning_rate"] == wanted.get("rate", rate)
+            for axis, layer, step, magnitude, direction in run["points"]
+            if axis == wanted.get("axis", 1)
+            and layer.endswith("q_proj")
+            and step >= wanted.get("first", 0)
+            and layer.split(".")[1] >= wanted.get("block", "0")
+        ]
+        return float(scipy.stats.pearsonr(*zip(*found, strict=True)).statistic)
+
+    expected = {
+        "query, all steps (figure 2)": r("compare"),
+        "query, one norm per input": r("compare", axis=0),
+        "query, last step, without block 0": r("compare", first=300, block="1"),
+        "query, lower rate (3 seeds)": r("tune", rate=3e-3),
+    }
+    assert {name: ways[name]["dora"].r for name in expected} == pytest.approx(expected)

@@ -97,3 +97,12 @@ def test_a_file_is_drawn_as_a_notebook_shows_it(tmp_path):
     figure = plots.flops_by_tokens()
     plots.save(figure, tmp_path / "figure.png")
     assert base64.b64decode(plots.png(figure)) == (tmp_path / "figure.png").read_bytes()
+
+
+def test_a_folded_text_is_whole_with_and_without_html(monkeypatch):
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: outputs.append(data))
+    plots.fold("Two < three", "a <b>\n c")
+    [output] = outputs
+    assert output["text/plain"] == "Two < three\na <b>\n c"
+    assert "<summary>Two &lt; three</summary><pre>a &lt;b&gt;\n c</pre>" in output["text/html"]

@@ -1,7 +1,5 @@
 """The figures and sliders of lesson 5: what titles and alternative texts say, against the data."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,7 @@ from figures import check
 
 from minidora import plots, widgets
 from minidora.evidence import analysis
-from minidora.evidence.analysis import TABLE_15
-from minidora.evidence.pretrain import RANKS
 from minidora.geometry import Correlation, Dot
-from minidora.models import CHECKPOINT
 
 
 def rising(slope: float, seed: int = 0) -> list[Dot]:
@@ -25,13 +20,6 @@ def rising(slope: float, seed: int = 0) -> list[Dot]:
 
 
 GROUPS = {"full": rising(-0.2), "lora": rising(1.0), "dora": rising(0.5)}
-
-
-def test_pretraining_curve_tells_the_committed_loss() -> None:
-    curve = json.loads(CHECKPOINT.with_suffix(".json").read_text())
-    figure = plots.pretraining_curve(curve)
-    check(figure, f"from {curve['losses'][0]:.1f} to {curve['validation_loss']:.2f} nats")
-    assert list(figure.axes[0].lines[0].get_ydata()) == curve["losses"]
 
 
 def test_movement_shows_the_steps_so_far_on_fixed_axes() -> None:
@@ -123,7 +111,7 @@ def test_correlation_variants_count_signs() -> None:
     assert sum(line.get_marker() == "o" for line in figure.axes[0].lines) == 6
     check(
         figure,
-        "Of 2 ways to compute r, above 0: 1 (full fine-tuning), 2 (LoRA), 0 (DoRA)",
+        "Of 2 ways to compute it, r is above 0 in 1 for full fine-tuning, 2 for LoRA, 0 for DoRA",
         "another: full fine-tuning +0.30",
     )
 
@@ -150,36 +138,33 @@ def test_rate_curves_count_what_lies_inside_the_grid() -> None:
     assert drawn == [curve for *_, curve in curves.values()]
 
 
-def by_rank() -> dict[str, dict[int, dict[int, float]]]:
-    return {
-        method: {rank: {0: 2 - rank / 100 + extra, 1: 2.02 - rank / 100 + extra} for rank in RANKS}
-        for method, extra in (("lora", 0.0), ("dora", 0.05))
-    }
-
-
-def test_rank_sweep_reads_out_a_rank() -> None:
-    figure = plots.rank_sweep(by_rank(), TABLE_15, rank=4)
-    check(figure, "Rank 4: LoRA 1.970 ± 0.010, DoRA 2.020 ± 0.010", "39.5, 40.7, 70.9, 74.7, 65.8")
-    paper = [dict(zip(*line.get_data(), strict=True)) for line in figure.axes[1].lines]
-    assert paper == [TABLE_15["lora"], TABLE_15["dora"]]
-
-
-def test_half_rank_counts_what_is_higher() -> None:
-    differences = {
-        2: analysis.difference({0: 1.0, 1: 1.01, 2: 1.0}, {0: 0.5, 1: 0.5, 2: 0.5}),
-        4: analysis.difference({0: 1.0, 1: 0.0, 2: 0.5}, {0: 0.5, 1: 0.5, 2: 0.5}),
-    }
-    figure = plots.half_rank(differences)
-    check(figure, "higher in 1 of 2 pairs, lower in 0", "Ranks 1 and 2")
-    means = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
-    assert means == pytest.approx([0.5 + 0.01 / 3, 0.0])
+def test_gradient_parts_fall_at_one_length_and_rise_as_they_are() -> None:
+    """Gradients of lengths 5, 10 and 26: the longer, the larger either part."""
+    along = torch.tensor([4.0, 6.0, 10.0], dtype=torch.float64)
+    across = torch.tensor([3.0, 8.0, 24.0], dtype=torch.float64)
+    figure = plots.gradient_parts(along, across)
+    left, right = figure.axes
+    x, y = left.lines[0].get_data()
+    assert x.tolist() == pytest.approx([3 / 5, 8 / 10, 24 / 26])
+    assert (x**2 + y**2).tolist() == pytest.approx([1.0] * 3)
+    scale = 41 / 3
+    assert right.lines[0].get_ydata().tolist() == pytest.approx([v / scale for v in (4, 6, 10)])
+    check(
+        figure,
+        "as the gradients are, it rises with the turn",
+        "each of 3 gradients",
+        f"r = {np.corrcoef(x, y)[0, 1]:+.2f}. Right",
+        f"as they are: r = {np.corrcoef(across, along)[0, 1]:+.2f}",
+    )
+    ends, line = right.lines[1].get_data()
+    assert np.polyfit(ends, line, 1) == pytest.approx(np.polyfit(across / scale, along / scale, 1))
+    check(plots.gradient_parts(along.flip(0), across), "as the gradients are, it falls")
 
 
 @pytest.mark.parametrize(
     ("widget", "start", "then"),
     [
         (lambda: widgets.movement(GROUPS), "step 20", "step 10"),
-        (lambda: widgets.rank_sweep(by_rank(), TABLE_15), "Rank 8", "Rank 1"),
     ],
 )
 def test_sliders_draw_anew(widget, start, then) -> None:

@@ -5,11 +5,9 @@ from figures import Images
 from ipywidgets import Dropdown, SelectionSlider
 
 from minidora import plots, widgets
-from minidora.evidence.analysis import TABLE_15
 from minidora.geometry import Dot
 
 DOTS = [Dot(0, f"blocks.{k}.q_proj", step, step + k, step) for k in range(2) for step in (1, 2)]
-LOSSES = {"lora": {4: {0: 1.0, 1: 1.1}, 8: {0: 0.9, 1: 1.0}}}
 WIDGETS = {
     "memory_explorer": widgets.memory_explorer,
     "trained_share": widgets.trained_share,
@@ -17,7 +15,6 @@ WIDGETS = {
     "gradient_split": widgets.gradient_split,
     "seeds_needed": widgets.seeds_needed,
     "movement": lambda: widgets.movement({"lora": DOTS}),
-    "rank_sweep": lambda: widgets.rank_sweep({**LOSSES, "dora": LOSSES["lora"]}, TABLE_15),
     "flops_by_tokens": widgets.flops_by_tokens,
 }
 
