@@ -2,7 +2,8 @@
 
     weights + gradients + optimizer state        after every step
     + step temporaries                           inside optimizer.step() alone
-    + saved activations                          between the forward and the backward pass
+    + saved activations                          until the backward pass has used them, in part
+                                                 beside the gradients
 
     model = llama("LLaMA-7B", torch.float32)                 # on the meta device: shapes, no data
     training_memory(model, "adam").total                     # 107,814,651,020 bytes
@@ -446,7 +447,7 @@ Grattafiori et al. 2024, arXiv 2407.21783 (LLaMA3)."""
 
 
 def llama(name: str, dtype: torch.dtype = torch.bfloat16) -> nn.ModuleDict:
-    """The parameters of a LLaMA on the meta device, under their usual names; no forward.
+    """The parameters of a LLaMA on the meta device, under Hugging Face's names; no forward.
 
     Args:
         name: a key of LLAMAS.

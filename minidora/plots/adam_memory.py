@@ -159,34 +159,29 @@ def _memory_bar(axes: Axes, row: int, left: int, size: int, part: str) -> None:
 
 @styled
 def step_timeline(histories: Mapping[str, Sequence[int]], parameters: int) -> Figure:
-    """Bytes that are alive only inside step(), operation by operation.
+    """Bytes that are alive only inside step(), operation by operation, a panel for each way.
 
     Args:
         histories: LiveBytes.history of one step, by implementation.
         parameters: bytes of what is trained, the unit of the vertical axis.
     """
-    figure = new_figure(8.2, 3.5)
-    axes = figure.subplots()
-    styles = zip(ALTERNATIVES[1:], ("-", "--", ":"), strict=True)
-    for (name, history), (color, style) in zip(histories.items(), styles, strict=False):
+    figure = new_figure(8.2, 3.0)
+    panels = figure.subplots(1, len(histories), sharey=True, squeeze=False)[0]
+    for axes, (name, history) in zip(panels, histories.items(), strict=True):
         copies = [size / parameters for size in [0, *history, 0]]
-        progress = [100 * i / (len(copies) - 1) for i in range(len(copies))]
-        label = f"{name}: {len(history)} operations, at most {max(copies):.2f}"
-        axes.plot(progress, copies, style, color=color, drawstyle="steps-post", lw=2, label=label)
-    axes.axhline(1, color=COLORS["base"], lw=1, zorder=0)
-    axes.set(xlabel="progress of step() (% of its operations)", ylabel="copies of the parameters")
-    axes.set_ylim(bottom=-0.04)
-    axes.legend()
+        done = [*range(len(history) + 1), len(history)]  # after the last, step() frees the rest
+        axes.plot(done, copies, color=ALTERNATIVES[1], drawstyle="steps-post", lw=2, clip_on=False)
+        axes.axhline(1, color=COLORS["base"], lw=1, ls=":", zorder=0)
+        axes.set_title(f"{name}: {len(history)} operations")
+        axes.set(xlabel="operations done in step()", xlim=(0, len(history)), ylim=(0, 1.1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_ylabel("copies of the parameters")
     peaks = {name: max(history, default=0) / parameters for name, history in histories.items()}
-    most, least = max(peaks, key=peaks.__getitem__), min(peaks, key=peaks.__getitem__)
-    headline(
-        figure,
-        f"Inside one step of Adam, {most} needs {peaks[most]:.2f} more copies of the parameters, "
-        f"{least} {peaks[least]:.2f}",
-    )
+    needs = [f"{name} {peak:.2f}" for name, peak in peaks.items()]
+    headline(figure, f"More copies of the parameters inside one step of Adam: {listed(needs)}")
     figure.set_label(
-        "Memory that exists only inside step(), in copies of the trained parameters, for each way "
-        f"to run it: {', '.join(f'{name} at most {peak:.2f}' for name, peak in peaks.items())}."
+        "Memory that exists only inside step(), in copies of the trained parameters, a panel for "
+        f"each way to run it: {', '.join(f'{n} at most {peak:.2f}' for n, peak in peaks.items())}."
     )
     return figure
 
@@ -305,14 +300,14 @@ def memory_explorer(
     limit = max(1.5 * gb(memory.peak), 1.08 * (card or 0))
     right = math.inf
     for size in reversed(GPU_CARDS):
-        if size <= limit and right - size > 0.04 * limit:  # else the numbers would overlap
+        if size <= limit and right - size > 0.1 * limit:  # else the names would overlap
             right = size
-            axes.axvline(size, color="black", lw=0.8, ls=":", zorder=0)
-            axes.text(size, -0.6, f"{size}", ha="center", va="bottom", backgroundcolor="white")
+            axes.vlines(size, -0.6, len(MEMORY_PARTS) + 0.5, "black", ":", lw=0.8, zorder=0)
+            axes.text(size, -0.65, f"{size} GB card", ha="center", va="bottom")
     axes.set(xlim=(0, limit), ylim=(len(MEMORY_PARTS) + 0.5, -1))
     axes.set_yticks(range(len(rows)), rows)
     rows_only(axes)
-    axes.set_xlabel("GB (1e9 bytes), without activations; dotted: sizes of graphics cards")
+    axes.set_xlabel("GB (1e9 bytes), without activations")
     if card:
         verdict = f"fits {_card(card)}"
     else:

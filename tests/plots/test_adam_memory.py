@@ -42,13 +42,16 @@ def test_memory_bars_state_their_totals():
     assert bars(figure) == [(0, 4), (4, 4), (8, 8), (16, 4), (0, 4), (4, 4)]
 
 
-def test_step_timeline_states_the_highest_and_the_lowest():
+def test_step_timeline_draws_and_states_every_way():
     figure = plots.step_timeline({"single": [0, 25, 0], "foreach": [0, 100], "fused": [0]}, 100)
-    check(figure, "foreach needs 1.00 more copies of the parameters, fused 0.00")
-    check(figure, "single at most 0.25")
-    single, foreach, *_ = figure.axes[0].lines
-    assert list(single.get_ydata()) == [0, 0, 0.25, 0, 0]
-    assert list(foreach.get_xdata()) == pytest.approx([0, 100 / 3, 200 / 3, 100])
+    check(figure, "inside one step of Adam: single 0.25, foreach 1.00 and fused 0.00")
+    check(figure, "single at most 0.25, foreach at most 1.00, fused at most 0.00")
+    drawn = {axes.get_title(): list(axes.lines[0].get_ydata()) for axes in figure.axes}
+    assert drawn == {
+        "single: 3 operations": [0, 0, 0.25, 0, 0],
+        "foreach: 2 operations": [0, 0, 1, 0],
+        "fused: 1 operations": [0, 0, 0],
+    }
 
 
 def test_gpu_fit_names_the_smallest_card():
@@ -85,7 +88,11 @@ def test_memory_explorer_draws_the_parts_beside_the_cards():
     )
     together = [label.get_text() for label in figure.axes[0].get_yticklabels()][-1]
     assert together.startswith(f"together\n{sum(parts):.2f} GB")
-    assert texts(figure) == ["16", "12", "8"]  # the cards that are drawn
+    assert texts(figure) == ["16 GB card", "12 GB card", "8 GB card"]
+    (card,) = plots.memory_explorer("LLaMA-7B", rank=1, precision="nf4").axes[0].collections
+    (line,) = card.get_segments()
+    assert list(line[:, 0]) == [8, 8]
+    assert line[:, 1].min() > -0.65  # below the card's name
     check(
         plots.memory_explorer("LLaMA3-70B", "full", precision="float32"),
         "needs 8 cards of 180 GB",
