@@ -353,12 +353,14 @@ class DoRALinear(LoRALinear):
         tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])  # (tokens, in)
         base = F.linear(tokens, self.base.weight)  # (tokens, out)
         h, B = self.project_down(tokens), self.lora_B.to(self.base.weight.dtype)
-        by_hand = torch.is_grad_enabled() and not _transforms_active()
         low = None
         if base.dtype == g.dtype and not _transforms_active():
             base = base.addmm_(h, B.T)  # in place: no second tensor of this size
         else:
             low = F.linear(h, B)
+        by_hand = torch.is_grad_enabled() and not _transforms_active()
+        if low is None and torch.compiler.is_compiling():
+            by_hand = False  # a graph holds the same, and torch 2.6 cannot trace a None returned
         scaled = Compose.apply if by_hand else compose_outputs
         y: Tensor = scaled(base, low, g, self.base.bias)[0]
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)

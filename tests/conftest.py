@@ -2,12 +2,17 @@
 
 import os
 import random
+import signal
 import zlib
 
 import pytest
 import torch
 
 from minidora.checks.expect import repeat_draws
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell: what the tests start would not hear Ctrl-C either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
