@@ -23,7 +23,7 @@ export PIP_USER := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install lab demo doctor test quick gpu test-oldest suite notebooks missing
+.PHONY: help install lab demo doctor test quick gpu test-browser test-oldest suite notebooks missing
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ quick: $(DEV) ## what to run while working: style, types, imports and the fast t
 
 gpu: $(DEV) ## measure layers and a LLaMA-7B on a CUDA GPU, in six minutes, into runs/gpu/
 	$(BIN)/python -m minidora.evidence.gpu $(ARGS)
+
+test-browser: $(DEV) ## every lesson in JupyterLab and Chromium; screenshots in build/browser/
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-oldest: ## tests and notebooks with the oldest versions that pyproject.toml allows
 	$(MAKE) VENV=.venv-oldest RESOLUTION='--resolution lowest-direct' suite

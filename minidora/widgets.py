@@ -14,7 +14,9 @@ from minidora import plots
 from minidora.geometry import Dot
 from minidora.memory import IMPLEMENTATIONS, LLAMAS, OPTIMIZERS
 
-WITHOUT_KERNEL = "The sliders need a running kernel: if none are shown below, run this cell."
+WITHOUT_KERNEL = (
+    "The sliders need a running kernel: if none are shown below, choose Run > Run All Cells."
+)
 
 # ---- Lesson 1: what training costs in memory ----
 
@@ -33,12 +35,12 @@ def memory_explorer() -> VBox:
 
     return _picture(
         draw,
-        name=Dropdown(options=list(LLAMAS), description="model"),
-        method=Dropdown(options=["full", "lora", "dora"], value="dora", description="method"),
+        name=_menu("model", "LLaMA-7B", list(LLAMAS)),
+        method=_menu("method", "dora", ["full", "lora", "dora"]),
         rank=_powers_of_two("rank", 32, 256),
-        precision=Dropdown(options=plots.PRECISIONS, value="bfloat16", description="weights"),
-        optimizer=Dropdown(options=OPTIMIZERS, value="adamw", description="optimizer"),
-        implementation=Dropdown(options=IMPLEMENTATIONS, value="foreach", description="step()"),
+        precision=_menu("weights", "bfloat16", plots.PRECISIONS),
+        optimizer=_menu("optimizer", "adamw", OPTIMIZERS),
+        implementation=_menu("step()", "foreach", IMPLEMENTATIONS),
     )
 
 
@@ -135,15 +137,32 @@ def _picture(draw: Callable[..., Figure], **sliders: Widget) -> VBox:
     return VBox([*sliders.values(), picture])
 
 
+LOOK = {"style": {"description_width": "12em"}, "layout": {"width": "26em"}}
+
+
 def _choices(description: str, value: float, options: Sequence[float]) -> SelectionSlider:
-    """A slider over given numbers. Its readout cannot be typed into: a FloatSlider takes 99999."""
-    return SelectionSlider(
+    """A slider over given numbers, "rank = 32" before it.
+
+    It has no readout: those of ipywidgets can be typed into, and then show what is not so.
+    """
+    slider = SelectionSlider(
         options=[(f"{option:g}", option) for option in options],
         value=value,
-        description=description,
-        style={"description_width": "9em"},
-        layout={"width": "26em"},
+        readout=False,
+        tooltip=description,  # without one it says "null"
+        **LOOK,
     )
+
+    def name(_: object = None) -> None:
+        slider.description = f"{description} = {slider.label}"
+
+    slider.observe(name, names="value")
+    name()
+    return slider
+
+
+def _menu(description: str, value: str, options: Sequence[str]) -> Dropdown:
+    return Dropdown(options=options, value=value, description=description, **LOOK)
 
 
 def _powers_of_two(description: str, value: int, largest: int) -> SelectionSlider:

@@ -39,7 +39,7 @@ def displayed(monkeypatch):
 def test_a_widget_says_what_it_needs_where_its_kernel_is_gone(name, displayed):
     WIDGETS[name]()
     [output] = displayed  # an output of its own: without a kernel the widget shows none
-    assert "run this cell" in output["text/html"]
+    assert "Run All Cells" in output["text/html"]
     assert output["text/plain"] == widgets.WITHOUT_KERNEL
 
 
@@ -52,11 +52,22 @@ def test_its_picture_shrinks_and_is_described(name, displayed):
 
 
 @pytest.mark.parametrize("name", WIDGETS)
-def test_nothing_out_of_range_can_be_typed_and_the_picture_follows_a_drag(name, displayed):
+def test_nothing_can_be_typed_and_the_picture_follows_a_drag(name, displayed):
     *controls, _ = WIDGETS[name]().children
     for control in controls:
-        assert isinstance(control, Dropdown | SelectionSlider)  # neither can be typed into
+        assert isinstance(control, Dropdown | SelectionSlider)
         assert getattr(control, "continuous_update", True)
+        assert not getattr(control, "readout", False)
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_the_label_of_a_slider_holds_its_value(name, displayed):
+    *controls, _ = WIDGETS[name]().children
+    for slider in (control for control in controls if isinstance(control, SelectionSlider)):
+        slider.index = len(slider.options) - 1
+        said, _, value = slider.description.partition(" = ")
+        assert said == slider.tooltip
+        assert float(value) == pytest.approx(slider.value, rel=1e-5)
 
 
 @pytest.mark.slow
