@@ -4,6 +4,7 @@ training.py has the loops, and stack.py the one that trains many models at once.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,12 +125,17 @@ def frozen_with_buffers(model: nn.Module) -> set[nn.Module]:
 
 
 def progress_bar(items: Sequence[Item], label: str, show: bool = True) -> Iterable[Item]:
-    """The items, with a tqdm bar while they are worked through (none under TQDM_DISABLE=1)."""
+    """The items, with a tqdm bar while they are worked through (none under TQDM_DISABLE=1).
+
+    The bar is text: one that is a widget leaves an error where a notebook is opened again.
+    """
     if not show:
         return items
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
-    return tqdm(items, desc=label)  # type: ignore[no-any-return]
+    in_notebook = "ipykernel" in sys.modules  # which shows stderr as if it were a warning
+    stream = sys.stdout if in_notebook else sys.stderr
+    return tqdm(items, desc=label, file=stream)  # type: ignore[no-any-return]
 
 
 @contextmanager

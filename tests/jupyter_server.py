@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+OURS = ("TQDM_DISABLE", "TRITON_INTERPRET", "HF_HUB_OFFLINE")  # conftest.py sets these
+LEARNERS = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in OURS and not key.startswith("MAKE")
+}
 
-PATIENCE = int(os.environ.get("PATIENCE", 1800))
+PATIENCE = int(os.environ.get("PATIENCE", "1800"))
 """Seconds until something is taken to hang."""
 
 
@@ -54,7 +59,7 @@ def running(command: str, folder: Path, **variables: str) -> Iterator[Server]:
         process = subprocess.Popen(
             shlex.split(command),
             cwd=ROOT,
-            env=CLEAN | mine | variables,
+            env=LEARNERS | mine | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -67,9 +72,12 @@ def running(command: str, folder: Path, **variables: str) -> Iterator[Server]:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
 
-        while not (servers := list(folder.glob("jpserver-*.json"))):
-            still_starting()
-        told = json.loads(servers[0].read_text())
+        while True:
+            try:
+                told = json.loads(next(folder.glob("jpserver-*.json")).read_text())
+                break
+            except (StopIteration, json.JSONDecodeError):  # not there yet, or half written
+                still_starting()
         server = Server(f"127.0.0.1:{told['port']}", told["token"])
         while True:  # the file is written a little before the port answers
             try:

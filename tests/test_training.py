@@ -457,16 +457,20 @@ def test_progress_bar_shows_or_hides(
     assert list(progress_bar(range(3), "seeds", show=False)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
     code = "from minidora.training import progress_bar; list(progress_bar(range(3), 'seeds'))"
-    for disable, shown in (("", True), ("1", False)):
-        environment = {**os.environ, "TQDM_DISABLE": disable}
+    in_notebook = f"import ipykernel; {code}"  # text, and not on stderr, which looks like a warning
+    for source, disable, out, err in (
+        (code, "", False, True),
+        (code, "1", False, False),
+        (in_notebook, "", True, False),
+    ):
         run = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
+            [sys.executable, "-c", source],
+            env={**os.environ, "TQDM_DISABLE": disable},
             capture_output=True,
             text=True,
             check=True,
         )
-        assert ("seeds: 100%" in run.stderr) is shown, run.stderr
+        assert ("seeds: 100%" in run.stdout, "seeds: 100%" in run.stderr) == (out, err), run
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:

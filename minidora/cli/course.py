@@ -70,7 +70,9 @@ def lab(
     work = folders.real(folders.work_folder(folder))
     scripts = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": os.pathsep.join((scripts, os.environ.get("PATH", "")))}
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={work}"]
+    # In this folder, where its terminals then open too; -P keeps what lies there out of the server.
+    os.chdir(work)
+    command = [sys.executable, "-P", "-m", "jupyterlab", f"--ServerApp.root_dir={work}"]
     if os.name == "nt":
         raise typer.Exit(subprocess.call([*command, *(options or [])], env=environment))
     # A login shell, which JupyterLab starts where it has no terminal itself, would set PATH anew.

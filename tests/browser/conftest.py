@@ -19,7 +19,7 @@ MISSING = [
 ]
 
 
-def pytest_configure() -> None:
+def pytest_sessionstart() -> None:
     commands = [
         command
         for names, command in MISSING
@@ -47,8 +47,6 @@ def server(work: Path) -> Iterator[Server]:
     notification = settings / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     notification.parent.mkdir(parents=True)
     notification.write_text('{"fetchNews": "false"}')  # else it asks, in a box over the notebook
-    for name in ("TQDM_DISABLE", "TRITON_INTERPRET"):  # conftest.py sets them; a learner does not
-        os.environ.pop(name, None)
     command = f"{sys.executable} -m minidora lab --folder '{work}' --no-browser"
     with running(
         f"{command} --LabApp.expose_app_in_browser=True",

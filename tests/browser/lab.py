@@ -234,6 +234,10 @@ class Lab:
         """Type a line into JupyterLab's terminal; what is said until it ends."""
         if not self.page.locator(".jp-Terminal").count():
             self.command("terminal:create-new")
+        self.page.evaluate(
+            "() => { for (const tab of jupyterapp.shell.widgets('main'))"
+            " if (tab.node.querySelector('.jp-Terminal')) jupyterapp.shell.activateById(tab.id); }"
+        )
         self.page.locator(".jp-Terminal .xterm-screen").click()
         self.page.wait_for_timeout(1000)  # the shell's prompt
         self.said = ""

@@ -5,16 +5,13 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 import websocket
+from jupyter_server import PATIENCE, running
 
 import minidora
 from minidora import checks, doctor, plots
@@ -102,71 +99,28 @@ def test_minidora_start_and_status(installed, tmp_path):
 # ---- JupyterLab, started, asked over this machine's own address, stopped ----
 # Both ways make my-work/, which git ignores and which stays: another process may be using it.
 
-PATIENCE = 1800
-"""Seconds until something is taken to hang."""
-
 
 def probe_jupyter(command, folder):
     """The paths that a started JupyterLab shows, and what its terminal says to `minidora`."""
-    (folder / "jupyter_server_config.json").write_text(
-        json.dumps({"ServerApp": {"open_browser": False}})
-    )
-    mine = {"JUPYTER_RUNTIME_DIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            shlex.split(command),
-            cwd=ROOT,
-            env=CLEAN | mine | {"PATH": "/usr/local/bin:/usr/bin:/bin"},  # without .venv/bin
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not (servers := list(folder.glob("jpserver-*.json"))):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-        server = json.loads(servers[0].read_text())
-        address, key = f"127.0.0.1:{server['port']}", f"token {server['token']}"
-
-        def ask(path, method="GET"):
-            request = urllib.request.Request(
-                f"http://{address}/{path}", headers={"Authorization": key}, method=method
-            )
-            return urllib.request.urlopen(request, timeout=PATIENCE).read()
-
-        while True:  # the file is written a little before the port answers
-            try:
-                ask("api")
-                break
-            except urllib.error.URLError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
+    with running(command, folder) as server:
         found = [
             entry["path"]
             for path in ("", "notebooks", "exercises")
-            for entry in json.loads(ask(f"api/contents/{path}"))["content"]
+            for entry in json.loads(server.ask(f"api/contents/{path}"))["content"]
         ]
-        said = type_into_terminal(ask, address, key, "minidora --version")
-        ask("api/shutdown", "POST")
-        process.wait(timeout=PATIENCE)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        said = type_into_terminal(server, "minidora --version")
     log = (folder / "log").read_text()
     assert "pip install" not in log
     assert "preferred_dir" not in log
     return found, said
 
 
-def type_into_terminal(ask, address, key, line):
+def type_into_terminal(server, line):
     """What a new terminal in JupyterLab answers to a line."""
-    name = json.loads(ask("api/terminals", "POST"))["name"]
+    name = json.loads(server.ask("api/terminals", "POST"))["name"]
     connection = websocket.create_connection(
-        f"ws://{address}/terminals/websocket/{name}",
-        header={"Authorization": key},
+        f"ws://{server.address}/terminals/websocket/{name}",
+        header={"Authorization": server.key},
         timeout=PATIENCE,
     )
     connection.send(json.dumps(["stdin", f"{line}; echo e''nd\r"]))

@@ -1,5 +1,6 @@
 """The set-up, with an interpreter that only pretends: nothing is installed by these tests."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -168,3 +169,21 @@ def test_the_wheel_holds_the_package_and_the_command(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {"minidora/dora.py", "minidora/doctor.py", "minidora_command.py"} <= set(names)
     assert not [name for name in names if not name.startswith("minidora")]
+
+
+def test_what_the_browser_tests_lack_is_one_command(tmp_path):
+    """Without Chromium, and perhaps without Playwright: it ends before anything is started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/browser", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=os.environ | {"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "the tests in a browser need more than the course does: " in said
+    assert "apt install chromium" in said
+    has_playwright = importlib.util.find_spec("playwright") is not None
+    assert ("-e '.[browser]'" in said) == (not has_playwright)
