@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from matplotlib.axes import Axes
@@ -66,8 +67,8 @@ def full_or_lora(in_features: int, out_features: int, rank: int) -> Figure:
     """What is trained in full fine-tuning and in LoRA: one weight drawn to scale, twice."""
     dense, low = out_features * in_features, rank * (in_features + out_features)
     figure = new_figure(8.4, 2.8)
-    gap = 0.24 * in_features
-    widths = (in_features + gap, 2 * in_features + rank + 3 * gap)
+    gap, near = 0.24 * in_features, 0.1 * in_features  # around "+ s ·", and between B and A
+    widths = (in_features + gap, 2 * in_features + rank + 2 * gap + near)
     full, lora = figure.subplots(1, 2, width_ratios=widths)
     for axes, width in zip((full, lora), widths, strict=True):
         axes.set(xlim=(-gap / 2, width - gap / 2), aspect="equal")
@@ -89,11 +90,13 @@ def full_or_lora(in_features: int, out_features: int, rank: int) -> Figure:
     block(lora, 0, 0, in_features, out_features, COLORS["base"])
     block(lora, in_features + gap, 0, rank, out_features, COLORS["lora"], "//")
     middle = (out_features - rank) / 2
-    block(lora, in_features + rank + 2 * gap, middle, in_features, rank, COLORS["lora"], "//")
-    for left, sign in ((in_features, "+ s ·"), (in_features + gap + rank, "·")):
-        lora.text(left + gap / 2, out_features / 2, sign, ha="center", va="center", fontsize=13)
+    right = in_features + gap + rank + near
+    block(lora, right, middle, in_features, rank, COLORS["lora"], "//")
+    for place, sign in ((in_features + gap / 2, "+ s ·"), (right - near / 2, "·")):
+        lora.text(place, out_features / 2, sign, ha="center", va="center", fontsize=13)
     under(lora, in_features / 2, f"W, frozen\n{dense:,} numbers")
-    under(lora, 1.5 * in_features + rank + gap, f"B and A, trained\n{low:,} numbers")
+    under(lora, in_features + gap + rank / 2, f"B, trained\n{out_features * rank:,} numbers")
+    under(lora, right + in_features / 2, f"A, trained\n{rank * in_features:,} numbers")
     lora.set_title("LoRA: W' = W + s B A")
     headline(
         figure,
@@ -154,7 +157,7 @@ def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     for heat, (name, update) in zip(heats, updates.items(), strict=True):
         limit = float(update.abs().quantile(0.99))
         image = heat.imshow(update.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-        figure.colorbar(image, ax=heat, location="bottom", label="entry", extend="both")
+        figure.colorbar(image, ax=heat, location="bottom", label="entry, own scale", extend="both")
         heat.set_title(NAMES[name])
         heat.set(xlabel="input", xticks=[], yticks=[])
         axes.semilogy(
@@ -172,7 +175,7 @@ def update_spectra(full: Tensor, lora: Tensor) -> Figure:
     headline(
         figure,
         f"LoRA's update has rank {rank}; the {rank} largest directions of the full update hold "
-        f"{100 * share:.0f} % of it",
+        f"{100 * share:.0f} % of its squared size",
     )
     figure.set_label(
         "Heat maps of the update of one weight by full fine-tuning and by LoRA, and their singular "
@@ -237,28 +240,30 @@ def initial_scale(
         widths: numbers of inputs.
         first_step: initialisation -> size of the update after one Adam step, in percent of W.
         learning_rates: of the training runs.
-        losses: initialisation -> (seeds, learning rates), loss on new images after training.
+        losses: the same initialisations -> (seeds, learning rates), loss on new images at the end.
     """
     figure = new_figure(8.8, 3.9)
     left, right = figure.subplots(1, 2)
-    styles = dict(zip(losses, zip(ALTERNATIVES, MARKERS, strict=True), strict=False))
+    # The last is dashed, as it may lie on the one before.
+    looks = zip(ALTERNATIVES, MARKERS, ("-", "-", "-", "--"), strict=True)
+    styles = dict(zip(losses, looks, strict=False))
     best = {}
     for name, values in losses.items():
-        color, marker = styles[name]
+        color, marker, line = styles[name]
         mean = values.double().mean(dim=0)
         error = values.double().std(dim=0) / math.sqrt(len(values))
         best[name] = learning_rates[int(mean.argmin())]
         right.errorbar(
-            learning_rates, mean, error, fmt=marker + "-", color=color, markersize=5, capsize=2
+            learning_rates, mean, error, fmt=marker + line, color=color, markersize=5, capsize=2
         )
-        if name in first_step:
-            left.loglog(widths, first_step[name], marker + "-", color=color, markersize=5)
+        right.plot(best[name], mean.min(), "o", color=color, markersize=12, fillstyle="none")
+        left.loglog(widths, first_step[name], marker + line, color=color, markersize=5)
     left.set_xticks(widths, [str(width) for width in widths])
     left.minorticks_off()
     left.yaxis.set_major_formatter("{x:g}")
     left.set(xlabel="inputs of the layer", ylabel="update after one step (% of W)")
     left.set_title("first step of Adam, same learning rate")
-    right.set(xscale="log", yscale="log", xlabel="learning rate")
+    right.set(xscale="log", yscale="log", xlabel="learning rate (ring: the best)")
     right.set_ylabel("loss on new images (nats)")
     right.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
     everything = torch.cat([values.double().mean(dim=0) for values in losses.values()])
@@ -267,18 +272,23 @@ def initial_scale(
     right.set_title(
         f"after training: mean ± standard error, {len(next(iter(losses.values())))} seeds",
     )
-    handles = [Line2D([], [], color=c, marker=m, markersize=5) for c, m in styles.values()]
+    handles = [
+        Line2D([], [], color=color, marker=marker, ls=line, markersize=5)
+        for color, marker, line in styles.values()
+    ]
     figure.legend(handles, list(styles), loc="outside lower center", ncols=4)
     rising = sorted(first_step, key=lambda name: first_step[name][-1])
-    steps = zip(*(first_step[name] for name in rising), strict=True)  # at each width
     finding = "The first step at each width, and the loss after training"
-    if all(list(row) == sorted(row) for row in steps):
+    pairs = list(pairwise(rising))
+    if all(
+        small < 1.1 * large  # equal factors differ a little, as they are drawn
+        for one, other in pairs
+        for small, large in zip(first_step[one], first_step[other], strict=True)
+    ):
         finding = "The larger the random factor, the larger the first step"
-        rates = [best[name] for name in rising]
-        if rates == sorted(rates, reverse=True):
+        if all(best[one] >= best[other] for one, other in pairs):
             finding += "; the best rate does not rise"
-    at = ", ".join(f"{rate:g} for {name}" for name, rate in best.items())
-    headline(figure, f"{finding}\nBest at {at}")
+    headline(figure, finding)
     figure.set_label(
         "Left: size of the update after one Adam step against the number of inputs: "
         + ", ".join(

@@ -25,6 +25,7 @@ def test_full_or_lora_is_drawn_to_scale_and_counts_both():
     assert sizes == [{(48, 64)}, {(48, 64), (48, 4), (4, 64)}]
     product = {text.get_text() for text in figure.axes[1].texts}
     assert {"+ s ·", "·"} < product  # W + s · B · A
+    assert {"B, trained\n192 numbers", "A, trained\n256 numbers"} < product
 
 
 def test_gradient_norms_names_the_zero_only_where_it_is():
@@ -42,10 +43,10 @@ def test_update_spectra_counts_ranks_and_shares():
     full = left * torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0], dtype=torch.float64) @ right.T
     figure = plots.update_spectra(full=full, lora=left[:, :2] @ right[:, :2].T)
     share = 100 * (9 + 4) / (9 + 4 + 1 + 1 + 1)
-    check(figure, "has rank 2", f"hold {share:.0f} %")
+    check(figure, "has rank 2", f"hold {share:.0f} % of its squared size")
     spectra = figure.axes[2].get_lines()
     bars = [axes.get_xlabel() for axes in figure.axes[3:]]
-    assert bars == ["entry", "entry"]  # a colour bar for each heat map
+    assert bars == ["entry, own scale"] * 2  # a colour bar for each heat map
     assert [len(line.get_xdata()) for line in spectra] == [5, 2]
     assert list(spectra[0].get_ydata()) == pytest.approx([3, 2, 1, 1, 1])
 
@@ -67,9 +68,9 @@ def test_scaling_rules_names_the_flattest_rule_of_each_optimizer():
 @pytest.mark.parametrize(
     ("small", "large", "rises", "at"),
     [
-        ([4.0, 1.0], [1.0, 3.0], False, "0.1 for small, 0.01 for large, 0.1 for other"),
-        ([4.0, 1.0], [3.0, 1.0], False, "0.1 for small, 0.1 for large, 0.1 for other"),
-        ([1.0, 4.0], [3.0, 1.0], True, "0.01 for small, 0.1 for large, 0.1 for other"),
+        ([4.0, 1.0], [1.0, 3.0], False, "0.1 with small, 0.01 with large, 0.01 with equal"),
+        ([4.0, 1.0], [3.0, 1.0], False, "0.1 with small, 0.1 with large, 0.01 with equal"),
+        ([1.0, 4.0], [3.0, 1.0], True, "0.01 with small, 0.1 with large, 0.01 with equal"),
     ],
 )
 def test_initial_scale_draws_its_finding_from_the_losses(small, large, rises, at):
@@ -77,12 +78,16 @@ def test_initial_scale_draws_its_finding_from_the_losses(small, large, rises, at
     losses = {
         "small": torch.tensor([small]) + spread,
         "large": torch.tensor([large]) + spread,
-        "other": torch.tensor([[4.0, 2.0]]) + spread,  # trained only, and in the title as well
+        "equal": torch.tensor([[2.0, 4.0]]) + spread,  # as large: its first steps but drawn anew
     }
-    steps = {"small": [0.4, 0.4], "large": [2.2, 44.0]}
+    steps = {"small": [0.4, 0.4], "large": [2.2, 44.0], "equal": [2.1, 44.5]}
     figure = plots.initial_scale([10, 4096], steps, [0.01, 0.1], losses)
-    check(figure, "The larger the random factor, the larger the first step", f"Best at {at}")
+    check(figure, "The larger the random factor, the larger the first step", f"rate is {at}.")
     assert ("the best rate does not rise" in figure.get_suptitle()) is not rises
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == list(steps.values())
+    rings = [line.get_xydata()[0] for line in figure.axes[1].lines if line.get_markersize() == 12]
+    assert [x for x, _ in rings] == [float(rate.split()[0]) for rate in at.split(", ")]
+    assert [y for _, y in rings] == pytest.approx([min(small), min(large), 2])
     drawn = figure.axes[1].containers[1]  # error bars of "large"
     assert list(drawn.lines[0].get_ydata()) == pytest.approx(large)
     (bars,) = drawn.lines[2]
