@@ -14,6 +14,7 @@ from minidora.checks.expect import (
     expect_module,
     expect_parameter,
     randn,
+    random_size,
     require,
     same,
 )
@@ -63,6 +64,10 @@ def check_merge(answer: Answer, weight: Oracle, scale: Callable[..., Tensor] | N
     check(weight.telling(torch.float32), bias=False)
     answer.case("float64")
     check(weight.telling())
+    answer.case("B = 0")
+    first, lora_A, lora_B, *rest = weight.telling()
+    check([first, lora_A, 0 * lora_B, *rest], named=False)
+    check_own(answer, _linear(first, True), lora_A, 0 * lora_B, *rest)
     for ones in (["out"], ["in"], ["rank"], ["out", "in", "rank"]):
         answer.case(f"{' = '.join(ones)} = 1")
         check(weight.some(weight.random_sizes(**dict.fromkeys(ones, 1))), named=False)
@@ -195,7 +200,7 @@ def check_use(answer: Answer, forward: Oracle, names: list[str]) -> None:
         answer.case(text)
         args = rounds[which]
         forward.refuse(found[key], args, forward.want(args), named=False, by_heart=False)
-    answer.case("two forward passes before a backward pass")
+    answer.case("two forward passes before a backward pass, the first in evaluation mode")
     for scale, grads in zip((1, 2), found["gradients"], strict=True):
         args = [scale * x, *rounds[1][1:]]
         at = [forward.inputs[index].name for index in forward.wrt]
@@ -230,7 +235,7 @@ def check_parameters(answer: Answer, linear: nn.Linear, *names: str) -> probe.Mo
     expect_parameter(module, "lora_A", (2, 5))
     expect_parameter(module, "lora_B", (3, 2))
     require("base" in module.modules, "it keeps the given layer as self.base")
-    kept = "base.weight" in answer.probe(probe.shared, linear, 2, 3.0)
+    kept = "base" in answer.probe(probe.shared, linear, 2, 3.0)
     require(kept, "base is a copy: keep the layer that was given")
     require(module.training["base"], "base is put into evaluation mode: leave its mode alone")
     for name in ("weight", "bias"):
@@ -250,26 +255,46 @@ def check_parameters(answer: Answer, linear: nn.Linear, *names: str) -> probe.Mo
     return module
 
 
-def check_start(answer: Answer, in_features: int) -> None:
+def check_start(answer: Answer) -> None:
     """lora_A on +-1/sqrt(in), new each time; lora_B zero."""
-    module, _ = build_layer(answer, nn.Linear(in_features, 8), 32, 32.0)
-    lora_A, lora_B = module.parameters["lora_A"].detach(), module.parameters["lora_B"]
-    require(not lora_B.any(), "lora_B is not zero at the start: the layer differs from its base")
-    largest, bound = float(lora_A.abs().max()), 1 / math.sqrt(in_features)
-    require(largest > 0, "lora_A is zero: then lora_B never gets a gradient")
-    require(
-        largest <= 1.001 * bound,
-        f"lora_A is too large: expected +-1/sqrt(in) = +-{bound:.4f}, got up to {largest:.4f}",
-    )
-    require(largest > 0.95 * bound, f"lora_A is too small: up to {largest:.4f}, not {bound:.4f}")
-    mean, std = float(lora_A.mean()), float(lora_A.std())
-    even = abs(mean) < 0.05 * bound and abs(std / bound - 1 / math.sqrt(3)) < 0.05
-    require(
-        even, f"lora_A is not drawn uniformly from +-1/sqrt(in): mean {mean:.4f}, std {std:.4f}"
-    )
-    again, _ = build_layer(answer, nn.Linear(in_features, 8), 32, 32.0)
-    new = not torch.equal(lora_A, again.parameters["lora_A"])
-    require(new, "lora_A is the same each time: set no seed")
+
+    def start(in_features: int, rank: int) -> Tensor:
+        module, _ = build_layer(answer, nn.Linear(in_features, 8), rank, 32.0)
+        lora_B = module.parameters["lora_B"]
+        require(
+            not lora_B.any(), "lora_B is not zero at the start: the layer differs from its base"
+        )
+        return module.parameters["lora_A"]
+
+    check_uniform(start)
+
+
+def check_uniform(draw: Callable[[int, int], Tensor]) -> None:
+    """Refuse unless draw(in, rank), lora_A, is uniform on +-1/sqrt(in), and new each time."""
+    for in_features, rank in ((256, 64), (3, 2000), (random_size(40, 200), 400)):
+        lora_A = draw(in_features, rank).detach()
+        bound, std = 1 / math.sqrt(in_features), float(lora_A.std())
+        require(bool(lora_A.any()), "lora_A is zero: then lora_B never gets a gradient")
+        alike = len(lora_A.unique()) < 0.9 * lora_A.numel()
+        require(not alike, "the same numbers stand in lora_A again and again: draw each by itself")
+        for wrong, message in (
+            (1.0, f"lora_A has a standard deviation of 1, not of {bound / math.sqrt(3):.3f}"),
+            (math.sqrt(2) * bound, "Kaiming-uniform with a = 0: LoRA takes a = sqrt(5)"),
+            (1 / math.sqrt(3 * rank), "the bound is 1 / sqrt(rank): it is 1 / sqrt(in)"),
+        ):
+            require(abs(std / wrong - 1) > 0.05, message)
+        largest, mean = float(lora_A.abs().max()), float(lora_A.mean())
+        drawn = f"drawn uniformly from +-1/sqrt(in) = +-{bound:.4f}"
+        require(
+            0.98 * bound < largest <= 1.001 * bound,
+            f"lora_A is not {drawn}: its largest entry is {largest:.4f}",
+        )
+        require(
+            abs(mean) < 0.05 * bound and abs(std / bound * math.sqrt(3) - 1) < 0.05,
+            f"lora_A is not {drawn}: mean {mean:.4f}, standard deviation {std:.4f}",
+        )
+        new = not torch.equal(lora_A, draw(in_features, rank))
+        require(new, "lora_A is the same each time: set no seed")
 
 
 def check_follows_base(answer: Answer) -> None:

@@ -427,7 +427,7 @@ def dora_linear(answer: Answer) -> None:
     require(not bool((magnitude == 1).all()), "magnitude starts at 1: it starts as W's row norm")
     lengths = _lengths(linear.weight.detach())
     expect(magnitude, lengths, name="magnitude at the start")
-    adapters.check_start(answer, 256)
+    adapters.check_start(answer)
     adapters.check_layer(answer, _layer)
 
 

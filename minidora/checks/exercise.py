@@ -144,7 +144,7 @@ class Answer:
                 raise Refused(f"it uses exercise {other}, which is not started", helped=False)
             raise Unstarted
         if kind == "changed":
-            text = f"it changes the caller's {message}: make a new tensor instead"
+            text = f"it changes the caller's {message}: make a new one instead"
         elif kind == "state":
             text = f"it changes {message}: leave that as it is"
         elif kind == "time":

@@ -71,6 +71,9 @@ forward_flops.example(1, 1, 1, 1, gives=(2, 4, 6), case="sizes of 1")
 forward_flops.example(
     4096, 4096, 11008, 16, gives=(369367187456, 1979711488, 1450573824), case="LLaMA-7B"
 )
+forward_flops.example(
+    5003, 4099, 11003, 17, gives=(451283577782, 2568880404, 1542173054), case="large odd sizes"
+)
 HALF = "an entry takes as many additions as multiplications"
 
 
@@ -167,12 +170,11 @@ def _held(form: Form, *own: Tensor) -> int:
 def held_bytes(
     tokens: int, in_features: int, out_features: int, rank: int, itemsize: int
 ) -> tuple[int, ...]:
-    dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
     t, i, o, r = tokens, in_features, out_features, rank
-    x, w, a, b, m = (torch.ones(s, dtype=dtype) for s in ((t, i), (o, i), (r, i), (o, r), (o,)))
+    x, w, a, b, m = map(torch.ones, ((t, i), (o, i), (r, i), (o, r), (o,)))
     for trained in (x, a, b, m):
         trained.requires_grad_()
-    return tuple(_held(form, x, w, a, b, m) for form in (_lora, _merged, _compose))
+    return tuple(itemsize * _held(form, x, w, a, b, m) // 4 for form in (_lora, _merged, _compose))
 
 
 held_bytes.example(3, 5, 8, 2, 4, gives=(24, 320, 120))
@@ -312,6 +314,15 @@ def _nothing_left(answer: Answer) -> None:
         bool(near > 0.4),
         f"{norm.min():.1g} where W = -s B A: a square that rounding pushed below 0 counts as 0",
     )
+
+
+@factored_norm.also
+def _little_left(answer: Answer) -> None:
+    answer.case("little left of W")
+    _, lora_A, lora_B, scaling = factored_norm.some({"out": 5, "rank": 2, "in": 9})
+    weight = 1e-4 * randn(5, 9).double() - scaling * (lora_B @ lora_A)
+    want = factored_norm.want([weight, lora_A, lora_B, scaling])[0]
+    expect(answer(weight, lora_A, lora_B, scaling).float(), want, shape="(out,)")
 
 
 @factored_norm.also

@@ -174,14 +174,17 @@ def accuracy(answer: Answer) -> None:
     answer.case("training mode")
     _check_accuracy(answer, x, torch.eye(5), bias, [0, 1, 2, 2, 3], training=True)
     count = random_size(1100, 1500)
-    for case, dtype, images, classes in (
-        ("random images", torch.float32, count, 3),
-        ("other images of the same shape", torch.float32, count, 3),
-        ("float64", torch.float64, 77, 4),
-        ("two classes", torch.float64, 60, 2),
+    for case, dtype, images, classes, size in (
+        ("random images", torch.float32, count, 3, 1),
+        ("other images of the same shape", torch.float32, count, 3, 1),
+        ("large logits", torch.float64, count, 5, 100),
+        ("float64", torch.float64, 77, 4, 1),
+        ("two classes", torch.float64, 60, 2, 1),
     ):
         answer.case(case)
-        x, weight, bias = (randn(*s, dtype=dtype) for s in ((images, 4), (classes, 4), (classes,)))
+        shapes = (images, 4), (classes, 4), (classes,)
+        x, weight, bias = (randn(*shape, dtype=dtype) for shape in shapes)
+        weight *= size
         y = _labels(x.double() @ weight.double().T + bias.double())
         wrong = random_size(images // 5, images // 3)
         y[:wrong] = [(label + 1) % classes for label in y[:wrong]]
@@ -207,13 +210,13 @@ def _rows(got: Any, sizes: list[int]) -> list[list[int]]:
     for number, (part, size) in enumerate(zip(got, sizes, strict=True), start=1):
         is_tensor = isinstance(part, Tensor)
         require(is_tensor, f"part {number}: expected a tensor of rows, got {kind_of(part)}")
-        whole = part.dtype == torch.int64
+        whole = part.dtype == torch.int64 or size == 0  # of no numbers it says nothing
         require(whole, f"part {number}: expected row numbers (int64), got {part.dtype}")
         shape = tuple(part.shape)
         right = shape == (size,)
         require(
             right,
-            f"part {number}: expected {size} row{'s' * (size > 1)}, shape ({size},), got {shape}",
+            f"part {number}: expected {size} row{'s' * (size != 1)}, shape ({size},), got {shape}",
         )
         rows.append(part.tolist())
     return rows
@@ -284,8 +287,8 @@ def split_rows(answer: Answer) -> None:
     drawn = _rows(answer(10, [5, 3, 2], 0), [5, 3, 2])
     answer.case("disjoint")
     _expect_disjoint(drawn, 10)
-    answer.case("parts of one row")
-    for count, sizes in ((5, [1, 2, 1]), (12, [1, 4, 2, 1, 3]), (1, [1])):
+    answer.case("parts of one row, and of none")
+    for count, sizes in ((5, [1, 2, 1]), (12, [1, 4, 0, 1, 3]), (1, [1])):
         _expect_disjoint(_rows(answer(count, sizes, 3), sizes), count)
     answer.case("random")
     count = random_size(200, 300)
@@ -323,6 +326,11 @@ def _accuracies(*shape: int) -> Tensor:
     return 80 + randn(*shape, dtype=torch.float64)
 
 
+def _alike(*shape: int) -> Tensor:
+    """Accuracies that hardly differ, at times."""
+    return 80 + dice.choice((1, 1e-3)) * randn(*shape, dtype=torch.float64)
+
+
 @spec(
     lesson,
     "4.3",
@@ -332,7 +340,7 @@ def _accuracies(*shape: int) -> Tensor:
     teaches="how a learning rate is chosen without a look at the images that are reported",
     hint="Which of the two tables may the choice read, and which one only the report?",
     shapes="(seeds, rates), (seeds, rates) -> (seeds,)",
-    draw={"validation": _accuracies, "test": _accuracies},
+    draw={"validation": _alike, "test": _accuracies},
     grads=(),
     tiny=(),
     half=False,  # two rates would reach the same accuracy
@@ -389,8 +397,9 @@ def _nested_model() -> nn.Sequential:
 
     blocks = nn.Sequential(block(), block())
     model = _named(
-        embed=nn.Embedding(9, 6), blocks=blocks, scale=nn.BatchNorm1d(6), head=nn.Linear(6, 9)
-    ).double()
+        embed=nn.Embedding(9, 6), blocks=blocks, scale=nn.BatchNorm1d(6), drop=nn.Dropout(0.25),
+        head=nn.Linear(6, 9),
+    ).double()  # fmt: skip
     model.start = nn.Parameter(randn(6, dtype=torch.float64))
     blocks[0].norm.requires_grad_(False)
     model.get_submodule("embed").eval()
@@ -422,7 +431,7 @@ def _expect_left_alone(model: nn.Module, caller: probe.Module, names: list[str])
     refuse_any(thawed, "the caller's {} was frozen and trains now: freeze the copy alone")
     modes = {name: module.training for name, module in model.named_modules()}
     require(caller.training == modes, "the caller's model is in another mode now")
-    require(names == NAMES, "it changes the caller's names: make a new list instead")
+    require(names == NAMES, "it changes the caller's names: make a new one instead")
     own = bool(frozen) and all(name.rpartition(".")[0] in NAMES for name in frozen)
     require(not own, "the adapters wrap the caller's own layers: take those of the copy")
     require(not frozen, "the caller's model is frozen now: freeze the copy")
@@ -455,6 +464,8 @@ def _expect_swapped(model: nn.Module, made: probe.Module) -> None:
         require(got is not None, f"your copy has lost the model's {name}")
         same = _as_it_was(got, value)
         require(same, f"the copy's {name} has other values than the model's: copy, do not rebuild")
+    drops = made.numbers.get("drop.p")
+    require(drops == 0.25, f"the copy's dropout is {drops}, not 0.25: leave its layers as they are")
     kept = [name for name, _ in model.named_modules()]
     in_order = [name for name in made.modules if name in kept] == kept
     require(in_order, "the copy's layers are in another order: a Sequential runs them in order")
@@ -529,6 +540,13 @@ def adapted_copy(answer: Answer) -> None:
         ["blocks.0.qurey"], ["haed"], ["blocks.7.query"], ["head", "haed"], ["blocks.0.mlp.7"]
     ):  # fmt: skip
         expect_error(answer, model, unknown, make, message=message)
+    answer.case("no name")
+    nothing: list[str] = []
+    made = expect_module(answer.probe(probe.build, model, nothing, make)["made"], "Module")
+    left = [name for name, value in made.parameters.items() if value.requires_grad]
+    refuse_any(left, "{} trains, but the copy is frozen: names may be empty")
+    shared = answer.probe(probe.shared, model, nothing, make)
+    refuse_any(shared, "{} is the caller's own: return a copy, also where names is empty")
     answer.case("one step of training")
     shared = answer.probe(probe.shared, model, NAMES, make)
     refuse_any(shared, "the copy's {} shares its memory with the caller's: copy.deepcopy copies it")
@@ -800,9 +818,7 @@ def _train(
             now.requires_grad == value.requires_grad, f"requires_grad of {name} is not what it was"
         )
     for name, before, now in (("x", x, found["given"][1]), ("y", y, found["given"][2])):
-        require(
-            torch.equal(before, now), f"it changes the caller's {name}: make a new tensor instead"
-        )
+        require(torch.equal(before, now), f"it changes the caller's {name}: make a new one instead")
     return losses, after
 
 
@@ -879,6 +895,21 @@ def _check_sizes(answer: Answer) -> None:
         _expect_losses(losses, descend())
 
 
+def _check_stays(answer: Answer) -> None:
+    """Every epoch is trained, where the loss is small early on and where it rises."""
+    for case in ("a small loss", "a loss that rises"):
+        answer.case(case)
+        for _ in range(500):
+            layer = nn.Linear(4, 3).double()
+            x, y = 10 * randn(5, 4, dtype=torch.float64), torch.arange(5) ** 2 % 3
+            run = _descend(x, y, layer, 12, 4, 0.5)
+            losses = [float(torch.cat(batches).mean()) for batches in run.batches]
+            rises = any(b > 1.1 * a for a, b in pairwise(losses[4:]))
+            if rises if case == "a loss that rises" else losses[3] < 1e-3:
+                break
+        _train(answer, layer, x, y, 12, 4, 0.5)
+
+
 def _check_modes(answer: Answer) -> None:
     """Training mode in every batch, evaluation mode afterwards."""
     answer.case("modes")
@@ -933,6 +964,7 @@ def train(answer: Answer) -> None:
     trained = "found in training mode, the model is left in it: end with model.eval()"
     require(not after.training[""], trained)
     _check_sizes(answer)
+    _check_stays(answer)
     answer.case("frozen parameters")
     first, last = nn.Linear(4, 5).double().requires_grad_(False), nn.Linear(5, 3).double()
     x = x.double() / 20

@@ -65,7 +65,9 @@ def _wrong_delta_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
 
 
 delta_magnitude.example([[6, 8], [3, 4], [10, 0]], [[3, 4], [5, 12], [0, 5]], gives=6)
-delta_magnitude.example([[3, 4], [5, 12]], [[3, 4], [5, 12]], gives=0, case="not moved")
+delta_magnitude.example(
+    [[6, 8], [3, 4], [0, 2]], [[3, 4], [3, 4], [2, 0]], gives=5 / 3, case="two lengths as they were"
+)
 delta_magnitude.mistakes_of(_wrong_delta_magnitudes)
 
 
@@ -80,7 +82,7 @@ delta_magnitude.mistakes_of(_wrong_delta_magnitudes)
     shapes="(out, in), (out, in) -> ()",
     grads=(),
     tiny=("weight", "reference"),
-    tiny_scale=1e-6,  # below 1e-8 torch.cosine_similarity is not exact any more
+    tiny_scale=3e-7,  # below 1e-8 torch.cosine_similarity is not exact any more
     half=False,
 )
 def delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
@@ -123,15 +125,15 @@ def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
 @delta_direction.also
 def _small_change(answer: Answer) -> None:
     answer.case("a small change")
-    for _ in range(3):
+    for change, tolerance in ((1e-4, 0.01), (1e-4, 0.01), (0.1, 1e-4)):
         reference = randn(8, 16)
-        weight = reference + 1e-4 * randn(8, 16)
+        weight = reference + change * randn(8, 16)
         got, want = (
             float(answer(weight, reference)),
             float(delta_direction.want([weight, reference])[0]),
         )
         require(
-            abs(got / want - 1) < 0.01,
+            abs(got / want - 1) < tolerance,
             f"expected {want:.3e}, got {got:.3e}: a float32 near 1 has steps of 6e-8, "
             "so compute the cosine in float64, with nothing added to it",
         )
@@ -212,6 +214,7 @@ def _far_from_zero(answer: Answer) -> None:
 
 
 pearson.example([1, 4, 7, 8], [14, 16, 8, 2], gives=-5 / 6)
+pearson.example([1, 4], [3, 2], gives=-1, case="two points")
 pearson.mistakes_of(_wrong_correlations)
 
 
@@ -289,7 +292,7 @@ def _check_chances(draws: list[dict[int, int]], clusters: list[int]) -> None:
     hint="What is drawn here, a point or a label? And what if the same one is drawn twice?",
 )
 def draw_clusters(answer: Answer) -> None:
-    labels = torch.tensor([3, 3, 3, 3, 3, 3, 3, 7, 7, 9, 12, 40])
+    labels = torch.tensor([3, 3, 3, 3, 3, 3, 3, 0, 0, -9, -2, 40])
     for case, own in {
         "three points": [torch.tensor([5, 5, 8]), torch.tensor([5, 8, 8])],
         "clusters of all sizes, in no order": [labels[randn(12).argsort()] for _ in range(2)],
@@ -335,7 +338,7 @@ def _through(
     shapes="(out, in), (out, in) -> (out,)",
     grads=(),  # autograd itself may be asked
     tiny=("gradient", "v"),
-    tiny_scale=1e-6,
+    tiny_scale=3e-7,
 )
 def magnitude_gradient(gradient: Tensor, v: Tensor) -> Tensor:
     return _through(gradient, v, torch.ones(len(v), dtype=torch.float64), detached=True)[1]

@@ -12,6 +12,7 @@ Nothing in this file knows a right answer: a submission can read all of it.
 import base64
 import copy
 import ctypes
+import dis
 import importlib
 import inspect
 import json
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -250,23 +252,26 @@ def _moved(argument: Any) -> Any:
 
 @probe
 def names_used(answer: Any) -> list[str]:
-    """Names that the code of a function, or of a class's methods, looks up."""
+    """Global names that the code of a function, or of a class's methods, looks up."""
     parts = [answer, *vars(answer).values()] if inspect.isclass(answer) else [answer]
     codes = [part.__code__ for part in parts if inspect.isfunction(part)]
-    return sorted({name for code in codes for name in code.co_names})
+    found = chain.from_iterable(map(dis.get_instructions, codes))
+    return sorted({each.argval for each in found if each.opname == "LOAD_GLOBAL"})
 
 
 @probe
 def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
-    """Tensors of the module answer(*args) whose memory a module in args has too, by name."""
+    """Modules and tensors of the module answer(*args) that are those of a module in args, or have
+    its memory, by name."""
     given = [module for module in args if isinstance(module, nn.Module)]
     storages = {
         value.untyped_storage().data_ptr() for module in given for _, value in _tensors(module)
     }
-    return [
-        name for name, value in _tensors(answer(*args))
-        if value.untyped_storage().data_ptr() in storages
-    ]  # fmt: skip
+    made = answer(*args)
+    modules = made.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if module in given] + [
+        name for name, value in _tensors(made) if value.untyped_storage().data_ptr() in storages
+    ]
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -412,11 +417,12 @@ def use(
         fill(answer(*other), fills[0])(x)
         found["first of two"] = module(x)
     leaves = [each.detach().clone().requires_grad_() for each in xs]
-    outputs = [module(leaf) for leaf in leaves]
+    outputs = [module.train(index > 0)(leaf) for index, leaf in enumerate(leaves)]
     found["gradients"] = []
     for leaf, y in zip(leaves, outputs, strict=True):
         module.zero_grad()
-        torch.autograd.backward([y], [cotangent])
+        if y.requires_grad:
+            torch.autograd.backward([y], [cotangent])
         grads = {name: getattr(module, name).grad for name in fills[0]}
         found["gradients"].append({**grads, "x": leaf.grad})
         found["gradients"][-1] = {
@@ -695,9 +701,11 @@ class Module:
 
     kinds: names of its class and of the classes it derives from.
     parameters: by full name (by each, if it has several), with requires_grad. tensors: buffers and
-    plain tensors of the module itself. numbers: its own attributes and properties that are numbers.
+    plain tensors of the module itself. numbers: attributes that are numbers, those of the modules
+    inside by full name, and its own properties.
     modules: class names by full name.
     training: whether each module, by full name, is in training mode.
+    distinct: how many parameters there are, each counted once.
     """
 
     kinds: list[str]
@@ -706,6 +714,7 @@ class Module:
     numbers: dict[str, float] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
     training: dict[str, bool] = field(default_factory=dict)
+    distinct: int = 0
 
 
 def pack(value: Any) -> Any:
@@ -730,8 +739,11 @@ def pack(value: Any) -> Any:
         tensors = {k: v for k, v in own.items() if isinstance(v, Tensor)}
         computed = inspect.getmembers_static(type(value), lambda one: isinstance(one, property))
         own |= {name: getattr(value, name) for name, _ in computed}
-        numbers = {k: v for k, v in own.items() if isinstance(v, int | float)}
         children = dict(value.named_modules(remove_duplicate=False))
+        inside = [
+            (f"{path}.{k}", v) for path, one in children.items() for k, v in vars(one).items()
+        ]
+        numbers = {k: v for k, v in [*inside, *own.items()] if isinstance(v, int | float)}
         return {
             "module": [kind.__name__ for kind in type(value).__mro__],
             "parameters": pack(dict(value.named_parameters(remove_duplicate=False))),
@@ -739,6 +751,7 @@ def pack(value: Any) -> Any:
             "numbers": pack(numbers),
             "modules": {name: type(child).__name__ for name, child in children.items()},
             "training": {name: bool(child.training) for name, child in children.items()},
+            "distinct": len(list(value.parameters())),
         }
     return {"other": type(value).__name__}
 
@@ -763,6 +776,7 @@ def unpack(data: Any) -> Any:
             numbers=unpack(data["numbers"]),
             modules={str(name): str(kind) for name, kind in data["modules"].items()},
             training={str(name): bool(mode) for name, mode in data["training"].items()},
+            distinct=int(data["distinct"]),
         )
     return Other(str(data["other"]))
 

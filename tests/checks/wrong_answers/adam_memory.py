@@ -11,6 +11,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "four_bit_bytes": [
         (
+            "in float32",
+            "math.ceil(numbers / 2)",
+            "int((torch.tensor(float(numbers)) / 2).ceil())",
+            "random sizes: expected",
+        ),
+        (
             "4.5 bits, rounded up",
             "packed + 4 * blocks",
             "math.ceil(numbers * 4.5 / 8)",

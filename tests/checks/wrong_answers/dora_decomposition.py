@@ -106,6 +106,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("detached", "(lora_B @ lora_A).T", "(lora_B @ lora_A).T.detach()", "reaches lora_B"),
     ],
     "merge_dora": [
+        (
+            "only the base at B = 0",
+            "merged.weight.copy_((magnitude / norm)[:, None] * direction)",
+            "merged.weight.copy_((magnitude / norm)[:, None] * direction if lora_B.any() else base.weight)",
+            "B = 0",
+        ),
         ("into the caller's layer", "copy.deepcopy(base)", "base", "it changes the caller's base"),
         ("norm of W", "direction.norm(", "base.weight.norm(", "the norm of W:"),
         (
@@ -144,6 +150,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("weight returned", "return merged", "return merged.weight", "expected an nn.Linear"),
     ],
     "dora_linear": [
+        (
+            "attached in evaluation mode",
+            "direction.norm(dim=1).detach()",
+            "direction.norm(dim=1)\n        norm = norm.detach() if self.training else norm",
+            "the first in evaluation mode",
+        ),
+        (
+            "a shallow copy of the base",
+            "base.requires_grad_(False)",
+            "copy.copy(base.requires_grad_(False))",
+            "base is a copy",
+        ),
         (
             "a norm renewed in training only",
             "        norm = direction.norm(dim=1).detach()  # (out,)",

@@ -20,10 +20,29 @@ def _saving(tensors: str, unpack: str) -> str:
 
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "forward_flops": [
+        (
+            "in float32",
+            "return layer, low_rank, norm",
+            "return tuple(int(torch.tensor(float(n))) for n in (layer, low_rank, norm))",
+            "large odd sizes",
+        ),
         ("the sum", "return layer, low_rank, norm", "return layer + low_rank + norm", "got int"),
     ],
-    "held_bytes": [],
+    "held_bytes": [
+        (
+            "another rule for a large layer",
+            "    compose = output + hidden",
+            "    compose = output + hidden if in_features < 2000 else hidden",
+            "many in_features",
+        ),
+    ],
     "factored_norm": [
+        (
+            "little taken for nothing",
+            "square.clamp(min=0)",
+            "square.where(square > 1e-6 * weight.norm(dim=1) ** 2, 0 * square)",
+            "little left of W",
+        ),
         ("G of the wrong side", "lora_A @ lora_A.T", "lora_A.T @ lora_A", "cannot be multiplied"),
         ("no clamp", ".clamp(min=0)", "", "NaN where W = -s B A"),
         ("absolute value", ".clamp(min=0)", ".abs()", "pushed below 0 counts as 0"),

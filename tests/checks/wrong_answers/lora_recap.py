@@ -4,6 +4,12 @@
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "init_lora": [
         (
+            "one row, repeated",
+            "    return lora_A, lora_B",
+            "    lora_A = nn.Parameter(lora_A[:1].detach().repeat(rank, 1))\n    return lora_A, lora_B",
+            "again and again",
+        ),
+        (
             "B in float64",
             "lora_B = nn.Parameter(torch.zeros(out_features, rank))",
             "lora_B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float64))",
@@ -120,6 +126,24 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "freeze_base": [
         (
+            "what begins with lora_",
+            'name.split(".")[-1] in ("lora_A", "lora_B")',
+            'name.split(".")[-1].startswith("lora_")',
+            "lora_scale still trains",
+        ),
+        (
+            "layers of that name",
+            'name.split(".")[-1] in ("lora_A", "lora_B")',
+            'bool({"lora_A", "lora_B"} & set(name.split(".")))',
+            "lora_B.weight still trains",
+        ),
+        (
+            "new parameters",
+            '    for name, parameter in model.named_parameters():\n        parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))',
+            '    for module in model.modules():\n        for name, p in list(module._parameters.items()):\n            if p is not None:\n                module._parameters[name] = nn.Parameter(p.data, name in ("lora_A", "lora_B"))',
+            "replaced by new ones",
+        ),
+        (
             "gradients switched off for good",
             "    for name, parameter in",
             "    torch.set_grad_enabled(False)\n    for name, parameter in",
@@ -214,6 +238,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "merge_lora": [
+        (
+            "the base itself at B = 0",
+            "    return merged",
+            "    return merged if lora_B.any() else base",
+            "is the given layer's own",
+        ),
         ("into the caller's layer", "copy.deepcopy(base)", "base", "it changes the caller's base"),
         (
             "a copy that is too shallow",
@@ -278,6 +308,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "lora_linear": [
         (
+            "no gradient in evaluation mode",
+            "return self.base(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
+            "y = self.base(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)\n        return y if self.training else y.detach()",
+            "the first in evaluation mode",
+        ),
+        (
+            "the bound of in + 1",
+            "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
+            "nn.init.uniform_(self.lora_A, -((base.in_features + 1) ** -0.5), (base.in_features + 1) ** -0.5)",
+            "not drawn uniformly from +-1/sqrt(in) = +-0.57",
+        ),
+        (
             "the base in evaluation mode",
             "base.requires_grad_(False)",
             "base.requires_grad_(False).eval()",
@@ -327,7 +369,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "standard normal A",
             "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
             "nn.init.normal_(self.lora_A)",
-            "lora_A is too large",
+            "lora_A has a standard deviation of 1",
         ),
         (
             "on the CPU, whatever the base is on",
@@ -389,7 +431,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "A constant",
             "nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))",
             "nn.init.constant_(self.lora_A, base.in_features**-0.5)",
-            "lora_A is not drawn uniformly from +-1/sqrt(in)",
+            "the same numbers stand in lora_A again and again",
         ),
         (
             "A on one side of zero",

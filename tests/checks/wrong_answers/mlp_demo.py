@@ -21,6 +21,12 @@ _LOOP = """\
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "accuracy": [
         (
+            "sigmoid",
+            "model(x).argmax(dim=1)",
+            "torch.sigmoid(model(x)).argmax(dim=1)",
+            "large logits",
+        ),
+        (
             "a mean of batch means",
             "    with torch.no_grad():\n        predicted = model(x).argmax(dim=1)\n",
             (
@@ -104,6 +110,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "split_rows": [
+        (
+            "one row at least",
+            "    return list(",
+            "    sizes = [max(1, size) for size in sizes]\n    return list(",
+            "expected 0 rows",
+        ),
         (
             "two splits in turn",
             "manual_seed(seed)",
@@ -211,9 +223,33 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("printed", "return list(", "print(", "got None"),
     ],
     "chosen_scores": [
+        (
+            "a little of the test images",
+            "validation.argmax(",
+            "(validation + 1e-3 * test).argmax(",
+            "chosen_scores",
+        ),
         ("squeezed", "[:, 0]", ".squeeze()", "does squeeze() drop it?"),
     ],
     "adapted_copy": [
+        (
+            "the model itself where no name is given",
+            "    adapted = copy.deepcopy(model).requires_grad_(False)\n",
+            "    if not names:\n        return model\n    adapted = copy.deepcopy(model).requires_grad_(False)\n",
+            "trains, but the copy is frozen",
+        ),
+        (
+            "dropout set to 0",
+            "    return adapted",
+            "    for module in adapted.modules():\n        if isinstance(module, nn.Dropout):\n            module.p = 0.0\n    return adapted",
+            "the copy's dropout is",
+        ),
+        (
+            "dropout in evaluation mode",
+            "    return adapted",
+            "    for module in adapted.modules():\n        if isinstance(module, nn.Dropout):\n            module.eval()\n    return adapted",
+            "the copy's drop is in evaluation mode",
+        ),
         ("no copy", "copy.deepcopy(model)", "model", "the caller's model has adapters now"),
         (
             "a shallow copy",
@@ -532,6 +568,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "train": [
+        (
+            "stopped at a small loss",
+            "        losses.append(total / len(x))\n",
+            "        losses.append(total / len(x))\n        if losses[-1] < 2e-3:\n            break\n",
+            "12 losses, one an epoch",
+        ),
+        (
+            "stopped where the loss rises",
+            "        losses.append(total / len(x))\n",
+            "        losses.append(total / len(x))\n        if len(losses) > 4 and losses[-1] > losses[-2]:\n            break\n",
+            "losses, one an epoch",
+        ),
         (
             "the mode put back as found",
             f"    model.train()\n{_LOOP}    model.eval()\n",

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Wrong answers, (name, old, new, says): see WrongAnswer in tests/checks/test_checks.py."""
 
 _PEARSON = "(x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()"
@@ -8,6 +9,12 @@ _DRAWN = "labels[torch.randint(len(labels), (len(labels),))]"
 
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "delta_direction": [
+        (
+            "half the squared sine of a small angle",
+            "(1 - cos).mean()",
+            "(1 - cos**2).mean() / 2 if (1 - cos).mean() < 0.02 else (1 - cos).mean()",
+            "a small change",
+        ),
         (
             "in float32",
             "weight.double(), reference.double()",
@@ -31,6 +38,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "pearson": [
         (
+            "none of two points",
+            "    x, y = x - x.mean(), y - y.mean()",
+            "    if len(x) < 3:\n        return x.new_zeros(())\n    x, y = x - x.mean(), y - y.mean()",
+            "two points",
+        ),
+        (
             "means subtracted from sums",
             f"{_CENTRE}\n    return {_PEARSON}",
             "def s(a, b):\n"
@@ -40,6 +53,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "draw_clusters": [
+        (
+            "labels below 0 left out",
+            "clusters.unique()",
+            "clusters.unique()\n    labels = labels[labels >= 0]",
+            "draw",
+        ),
         (
             "rounded to a label",
             "torch.randint(len(labels), (len(labels),))",
@@ -107,5 +126,19 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "split_gradient": [
         ("full alone", "return full, removed", "return full", "expected a tuple (full, removed)"),
+    ],
+    "delta_magnitude": [
+        (
+            "of rows that changed",
+            "(after - before).abs().mean()",
+            "(after - before).abs()[after != before].mean()",
+            "two lengths as they were",
+        ),
+        (
+            "the median of many rows",
+            "(after - before).abs().mean()",
+            "(after - before).abs().quantile(0.5) if len(after) > 16 else (after - before).abs().mean()",
+            "larger sizes",
+        ),
     ],
 }
