@@ -345,8 +345,6 @@ def _whole_blocks(answer: Answer) -> None:
         (181, f"two numbers are one byte, {empty}"),
     ]
     expect_number(answer(8, 40), 180, known)
-    answer.case("LLaMA")  # 4.5 bits a weight: QLoRA, section 3, before double quantization
-    expect_number(answer(4096, 4096), 9_437_184)
     answer.case("random sizes")
     side = random_size(4200, 9000) | 1  # of an odd square a float32 has no half
     for sizes in ((random_size(1, 500), 2 * random_size(1, 250)), (side, side)):

@@ -64,13 +64,11 @@ def check_merge(answer: Answer, weight: Oracle, scale: Callable[..., Tensor] | N
     check(weight.telling(torch.float32), bias=False)
     answer.case("float64")
     check(weight.telling())
-    answer.case("B = 0")
-    first, lora_A, lora_B, *rest = weight.telling()
-    check([first, lora_A, 0 * lora_B, *rest], named=False)
-    check_own(answer, _linear(first, True), lora_A, 0 * lora_B, *rest)
-    for ones in (["out"], ["in"], ["rank"], ["out", "in", "rank"]):
-        answer.case(f"{' = '.join(ones)} = 1")
-        check(weight.some(weight.random_sizes(**dict.fromkeys(ones, 1))), named=False)
+    for case, args in [*weight.ones(), *weight.zeros()]:
+        answer.case(case)
+        check(args, named=False)
+        if "lora_B" in case:
+            check_own(answer, _linear(args[0], True), *args[1:])
     if weight.tiny:
         answer.case("tiny rows")
         check(weight.tiny_rows(), named=False)
@@ -163,9 +161,9 @@ def check_layer(answer: Answer, forward: Oracle) -> None:
         args = forward.some(forward.random_sizes(), lead)
         answer.case(axes_of("x", args[0]))
         check(args)
-    for ones in (["out"], ["in"], ["rank"], ["out", "in", "rank"]):
-        answer.case(f"{' = '.join(ones)} = 1")
-        check(forward.some(forward.random_sizes(**dict.fromkeys(ones, 1)), (1,)), named=False)
+    for case, args in [*forward.ones(), *forward.zeros()]:
+        answer.case(case)
+        check(args, named=False)
     answer.case("tiny rows")
     check(forward.tiny_rows(), named=False)
     answer.case("gradient")

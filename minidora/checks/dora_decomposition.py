@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from minidora.checks import adapters
 from minidora.checks.exercise import Answer, Lesson
-from minidora.checks.expect import expect, expect_parameter, randn, require
-from minidora.checks.oracle import Wrong
+from minidora.checks.expect import expect, expect_parameter, require
+from minidora.checks.oracle import Wrong, lengths, product, signed
 from minidora.checks.spec import spec
 
 lesson = Lesson(
@@ -20,11 +20,6 @@ lesson = Lesson(
 
 
 # ---- 3.1 and 3.2: lengths and directions ----
-
-
-def _lengths(weight: Tensor) -> Tensor:
-    """The length of each row, by Python's own exact sums."""
-    return torch.tensor([math.hypot(*row) for row in weight.tolist()], dtype=torch.float64)
 
 
 @spec(
@@ -38,7 +33,7 @@ def _lengths(weight: Tensor) -> Tensor:
     shapes="(out, in) -> (out,)",
 )
 def row_norm(weight: Tensor) -> Tensor:
-    return _lengths(weight)
+    return lengths(weight)
 
 
 row_norm.example([[3, 4, 0], [0, 5, 12]], gives=[5, 13])
@@ -70,7 +65,7 @@ row_norm.mistake(
 )
 def decompose(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows = [[entry / math.hypot(*row) for entry in row] for row in weight.tolist()]
-    return _lengths(weight), torch.tensor(rows, dtype=torch.float64)
+    return lengths(weight), torch.tensor(rows, dtype=torch.float64)
 
 
 decompose.example([[3, 4, 0], [0, 5, 12]], gives=([5, 13], [[0.6, 0.8, 0], [0, 5 / 13, 12 / 13]]))
@@ -101,28 +96,15 @@ decompose.mistakes_of(_wrong_directions, part="direction")
 # ---- 3.3 to 3.5: DoRA's weight, its forward pass, its gradient ----
 
 
-def _product(lora_A: Tensor, lora_B: Tensor) -> Tensor:
-    """B A, as a sum of outer products."""
-    pairs = zip(lora_B.T, lora_A, strict=True)
-    return torch.stack([torch.outer(b, a) for b, a in pairs]).sum(0)
-
-
 def _direction(weight: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
     """V = W + s B A."""
-    return weight + alpha / len(lora_A) * _product(lora_A, lora_B)
+    return weight + alpha / len(lora_A) * product(lora_A, lora_B)
 
 
 def _scaled(magnitude: Tensor, direction: Tensor, norm: Tensor | None = None) -> Tensor:
     """magnitude / norm * direction, row by row; the norm of the direction where none is given."""
-    norm = _lengths(direction) if norm is None else norm
+    norm = lengths(direction) if norm is None else norm
     return (magnitude / norm)[:, None] * direction
-
-
-def _signed(*shape: int) -> Tensor:
-    """Magnitudes away from the row norms; the first is negative: nothing keeps training from it."""
-    magnitude = randn(*shape, dtype=torch.float64).abs() + 0.5
-    magnitude[0] *= -1
-    return magnitude
 
 
 EQUATION_5 = "(out, in), (rank, in), (out, rank), (out,), alpha -> (out, in)"
@@ -137,7 +119,7 @@ EQUATION_5 = "(out, in), (rank, in), (out, rank), (out,), alpha -> (out, in)"
     teaches="how magnitude and the updated direction make one weight",
     hint="W' has rows of length `magnitude`. Which matrix gives their directions?",
     shapes=EQUATION_5,
-    draw={"magnitude": _signed},
+    draw={"magnitude": signed},
     grads=("magnitude", "lora_A", "lora_B"),
     tiny=("weight", "lora_B"),
 )
@@ -156,7 +138,7 @@ def dora_weight(
     teaches="that one factor per output does what equation 5 does, and leaves the bias alone",
     hint="W' = g * (W + s B A), a factor for each row. What does a factor of a row do to x W^T?",
     shapes="(..., in), (out, in), (out,), (rank, in), (out, rank), (out,), alpha -> (..., out)",
-    draw={"magnitude": _signed},
+    draw={"magnitude": signed},
     grads=("magnitude", "lora_A", "lora_B", "x"),
     tiny=("weight", "lora_B"),
 )
@@ -182,7 +164,7 @@ def dora_forward(
     teaches="what the paper treats as a constant in the backward pass (section 4.3)",
     hint="Equation 11 has C where equation 6 has a norm. Which one tensor is a constant there?",
     shapes=EQUATION_5,
-    draw={"magnitude": _signed},
+    draw={"magnitude": signed},
     tiny=("weight", "lora_B"),
     grads=("magnitude", "lora_A", "lora_B", "weight"),
 )
@@ -197,7 +179,7 @@ LORA = "this is W + s B A, what LoRA merges: now its rows get the lengths in mag
 
 def _wrong_weights(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Wrong:
     """What usual mistakes make of W'."""
-    ba, s, v = _product(a, b), alpha / len(a), _direction(w, a, b, alpha)
+    ba, s, v = product(a, b), alpha / len(a), _direction(w, a, b, alpha)
     once = w + ba
     yield "divided by the norm of W: the norm is that of W + s B A", _scaled(m, v, w.norm(dim=1))
     yield (
@@ -233,8 +215,8 @@ def _wrong_outputs(
     x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float
 ) -> Wrong:
     """What usual mistakes make of y."""
-    g = m / _lengths(_direction(w, a, b, alpha))
-    base, low = x @ w.T, alpha / len(a) * x @ _product(a, b).T
+    g = m / lengths(_direction(w, a, b, alpha))
+    base, low = x @ w.T, alpha / len(a) * x @ product(a, b).T
     yield "the bias is scaled by g: add it last, as it is", g * (base + low + bias)
     yield "the bias is missing", g * (base + low)
     yield "only the update is scaled: g scales x W^T too", base + g * low + bias
@@ -278,14 +260,14 @@ def _full(at: Any, *now: Any) -> Tensor:
 def _detached(at: Any, *now: Any) -> Tensor:
     """Equation 11: the norm is a constant."""
     (w, a, b, _, alpha), (w_, a_, b_, m_, _) = at, now
-    norm = _lengths(_direction(w, a, b, alpha))
+    norm = lengths(_direction(w, a, b, alpha))
     return _scaled(m_, _direction(w_, a_, b_, alpha), norm)
 
 
 def _inverted(at: Any, *now: Any) -> Tensor:
     """A mistake: the direction is a constant and the norm is not."""
     (w, a, b, _, alpha), (w_, a_, b_, m_, _) = at, now
-    return _scaled(m_, _direction(w, a, b, alpha), _lengths(_direction(w_, a_, b_, alpha)))
+    return _scaled(m_, _direction(w, a, b, alpha), lengths(_direction(w_, a_, b_, alpha)))
 
 
 ONLY_NORM = "it comes through the norm alone: the update itself is detached"
@@ -316,7 +298,7 @@ def _x_apart(update_alone: bool) -> Any:
         m, alpha = rest
         v, update = _direction(w, a, b, alpha), _direction(torch.zeros_like(w), a, b, alpha)
         of_w, of_update = (at[0], x) if update_alone else (x, at[0])
-        g = m / _lengths(v)
+        g = m / lengths(v)
         return g * (of_w @ w.T + of_update @ update.T) + bias
 
     return slope
@@ -384,7 +366,7 @@ def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> W
 
 
 def _g(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Tensor:
-    return m / _lengths(_direction(w, a, b, alpha))
+    return m / lengths(_direction(w, a, b, alpha))
 
 
 @lesson.exercise(
@@ -425,8 +407,7 @@ def dora_linear(answer: Answer) -> None:
     magnitude = expect_parameter(module, "magnitude", (3,))
     answer.case("start")
     require(not bool((magnitude == 1).all()), "magnitude starts at 1: it starts as W's row norm")
-    lengths = _lengths(linear.weight.detach())
-    expect(magnitude, lengths, name="magnitude at the start")
+    expect(magnitude, lengths(linear.weight.detach()), name="magnitude at the start")
     adapters.check_start(answer)
     adapters.check_layer(answer, _layer)
 

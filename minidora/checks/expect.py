@@ -151,14 +151,6 @@ def expect_dtype(got: Tensor, want: torch.dtype) -> None:
     )
 
 
-def expect_dtype_and_device(answer: Answer, *args: Any) -> None:
-    """Refuse unless float64 in gives float64 out, and results are where the arguments are."""
-    answer.case("float64")
-    for part in tensors(answer(*[_to(argument, torch.float64) for argument in args])):
-        expect_dtype(part, torch.float64)
-    expect_device(answer, *args)
-
-
 def expect_device(answer: Answer, *args: Any) -> None:
     """Refuse unless results are on the device of the arguments, which is not the CPU.
 

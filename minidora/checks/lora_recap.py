@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from minidora.checks import adapters
 from minidora.checks.exercise import Answer, Lesson, kind_of
 from minidora.checks.expect import expect_parts, require
-from minidora.checks.oracle import Wrong, unlisted
+from minidora.checks.oracle import Wrong, product, unlisted
 from minidora.checks.spec import spec
 from minidora.runner import probe
 
@@ -66,12 +66,6 @@ def init_lora(answer: Answer) -> None:
 # ---- 2.2 and 2.3: the update, and the forward pass ----
 
 
-def _product(lora_A: Tensor, lora_B: Tensor) -> Tensor:
-    """B A, as a sum of outer products."""
-    pairs = zip(lora_B.T, lora_A, strict=True)
-    return torch.stack([torch.outer(b, a) for b, a in pairs]).sum(0)
-
-
 @spec(
     lesson,
     "2.2",
@@ -83,11 +77,11 @@ def _product(lora_A: Tensor, lora_B: Tensor) -> Tensor:
     shapes="(rank, in), (out, rank), alpha -> (out, in)",
 )
 def lora_delta(lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
-    return alpha / len(lora_A) * _product(lora_A, lora_B)
+    return alpha / len(lora_A) * product(lora_A, lora_B)
 
 
 def _wrong_deltas(a: Tensor, b: Tensor, alpha: float) -> Wrong:
-    rank, out, ba = len(a), len(b), _product(a, b)
+    rank, out, ba = len(a), len(b), product(a, b)
     right = alpha / rank * ba
     yield "the scaling is missing: s = alpha / rank", ba
     yield "scaled by alpha alone: s = alpha / rank", alpha * ba
@@ -123,12 +117,12 @@ lora_delta.mistakes_of(_wrong_deltas)
 def lora_forward(
     x: Tensor, weight: Tensor, bias: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float
 ) -> Tensor:
-    adapted: Tensor = weight + alpha / len(lora_A) * _product(lora_A, lora_B)
+    adapted: Tensor = weight + alpha / len(lora_A) * product(lora_A, lora_B)
     return (x[..., None, :] * adapted).sum(-1) + bias
 
 
 def _wrong_outputs(x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, alpha: float) -> Wrong:
-    base, low, s = x @ w.T, x @ _product(a, b).T, alpha / len(a)
+    base, low, s = x @ w.T, x @ product(a, b).T, alpha / len(a)
     yield "the scaling is missing: s = alpha / rank", base + bias + low
     yield "scaled by alpha alone: s = alpha / rank", base + bias + alpha * low
     yield "the bias is missing", base + s * low
@@ -153,7 +147,7 @@ lora_forward.mistakes_of(_wrong_outputs)
 def _x_apart(beside_w: Tensor, in_update: Tensor, *rest: Any) -> Tensor:
     """y from one x beside W, and another in the update."""
     w, bias, a, b, alpha = rest
-    y: Tensor = beside_w @ w.T + bias + alpha / len(a) * in_update @ _product(a, b).T
+    y: Tensor = beside_w @ w.T + bias + alpha / len(a) * in_update @ product(a, b).T
     return y
 
 
@@ -266,11 +260,11 @@ def freeze_base(answer: Answer) -> None:
 
 @unlisted(shapes="(out, in), (rank, in), (out, rank), alpha -> (out, in)")
 def _merged(weight: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
-    return weight + alpha / len(lora_A) * _product(lora_A, lora_B)
+    return weight + alpha / len(lora_A) * product(lora_A, lora_B)
 
 
 def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, alpha: float) -> Wrong:
-    ba, s = _product(a, b), alpha / len(a)
+    ba, s = product(a, b), alpha / len(a)
     yield "the scaling is missing: s = alpha / rank", w + ba
     yield "scaled by alpha alone: s = alpha / rank", w + alpha * ba
     yield "only the update is here: W' = W + s B A", s * ba

@@ -31,6 +31,7 @@ from minidora.checks.expect import (
 
 Function = Callable[..., Any]
 BY_HEART = "this is the answer to the example: compute it from the arguments"
+MAY_BE_ZERO = ("lora_B", "magnitude", "gradient", "bias")
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,22 @@ class Oracle:
             self.tiny_scale * arg if slot.name in (self.tiny or ()) else arg for slot, arg in args
         ]
 
+    def zeros(self) -> Iterator[tuple[str, list[Any]]]:
+        """(case, arguments) with each in turn all 0 that may be: B = 0 is where training begins."""
+        for index, slot in enumerate(self.inputs):
+            if slot.name in MAY_BE_ZERO:
+                args = self.telling()
+                args[index] = 0 * args[index]
+                yield f"{slot.name} = 0", args
+
+    def ones(self) -> Iterator[tuple[str, list[Any]]]:
+        """(case, arguments) with each size in turn 1 that may be, and with all of them 1."""
+        names = list(self.random_sizes())
+        may = [name for name in names if name not in self.sizes or self.sizes[name][0] == 1]
+        for ones in [*([name] for name in may), may] if may else []:
+            args = self.some(self.random_sizes(**dict.fromkeys(ones, 1)), (1,))
+            yield f"{' = '.join(ones)} = 1", args
+
     # ---- What is right, and what usual mistakes give ----
 
     def want(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -363,3 +380,24 @@ def _near(got: Any, want: Tensor) -> bool:
     if got is None:
         return not want.abs().max() > 1e-9
     return isinstance(got, Tensor) and matches(got, want, 1e-6)
+
+
+# ---- For oracles: slow, plain, exact ----
+
+
+def lengths(matrix: Tensor) -> Tensor:
+    """The length of each row, by Python's own exact sums."""
+    return torch.tensor([math.hypot(*row) for row in matrix.tolist()], dtype=torch.float64)
+
+
+def product(lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """B A, as a sum of outer products."""
+    pairs = zip(lora_B.T, lora_A, strict=True)
+    return torch.stack([torch.outer(b, a) for b, a in pairs]).sum(0)
+
+
+def signed(*shape: int) -> Tensor:
+    """Magnitudes, away from 0; the first is negative: nothing keeps training from it."""
+    magnitude = randn(*shape, dtype=torch.float64).abs() + 0.5
+    magnitude[0] *= -1
+    return magnitude

@@ -14,8 +14,8 @@ sizes, drawn anew; "..." stands for any number of axes; a word without parenthes
 ("(rank, in), alpha -> (in,)"); a result of several parts names them ("magnitude (out,), direction
 (out, in)").
 
-Every spec goes through the same battery: examples, random sizes, sizes of 1, larger ones, tiny
-rows, float64 to 1e-10, gradients against central differences of the oracle, half precision,
+Every spec goes through the same battery: examples, random sizes, sizes of 1, larger ones, zeros,
+tiny rows, float64 to 1e-10, gradients against central differences of the oracle, half precision,
 arguments that are not contiguous, calls in between, another device, and whatever a function has no
 business to change.
 """
@@ -119,10 +119,8 @@ class Spec(Exercise, Oracle):
             args = self.some(self.random_sizes(), lead)
             answer.case(axes_of(self.inputs[free[0]].name, args[free[0]]))
             self.compare(answer, args)
-        may = [name for name in names if name not in self.sizes or self.sizes[name][0] == 1]
-        for ones in [*([name] for name in may), may] if may else []:
-            answer.case(f"{' = '.join(ones)} = 1")
-            args = self.some(self.random_sizes(**dict.fromkeys(ones, 1)), (1,))
+        for case, args in [*self.ones(), *self.zeros()]:
+            answer.case(case)
             self.compare(answer, args, named=False)
 
     def large(self, answer: Answer) -> None:

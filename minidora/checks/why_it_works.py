@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minidora.checks.exercise import Answer, Lesson, kind_of
 from minidora.checks.expect import expect, expect_parts, randn, require
-from minidora.checks.oracle import Wrong
+from minidora.checks.oracle import Wrong, lengths, signed
 from minidora.checks.spec import spec
 from minidora.runner import probe
 
@@ -17,11 +17,6 @@ lesson = Lesson(5, "05_why_it_works", closed=("minidora.geometry",))
 
 
 # ---- 5.1 and 5.2: how weights move ----
-
-
-def _lengths(matrix: Tensor) -> Tensor:
-    """The length of each row, by Python's own exact sums."""
-    return torch.tensor([math.hypot(*row) for row in matrix.tolist()], dtype=torch.float64)
 
 
 @spec(
@@ -38,12 +33,12 @@ def _lengths(matrix: Tensor) -> Tensor:
     half=False,
 )
 def delta_magnitude(weight: Tensor, reference: Tensor) -> Tensor:
-    return (_lengths(weight) - _lengths(reference)).abs().mean()
+    return (lengths(weight) - lengths(reference)).abs().mean()
 
 
 def _wrong_delta_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
-    before = _lengths(w0)
-    moved, turned = _lengths(w) - before, (w - w0).norm(dim=1)
+    before = lengths(w0)
+    moved, turned = lengths(w) - before, (w - w0).norm(dim=1)
     cancel = "gains and losses cancel: take |m - m0| of each row"
     yield f"{cancel} before the mean", moved.mean()
     yield f"{cancel}, and the mean of that", moved.mean().abs()
@@ -95,7 +90,7 @@ def delta_direction(weight: Tensor, reference: Tensor) -> Tensor:
 
 
 def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
-    u, u0 = w / _lengths(w)[:, None], w0 / _lengths(w0)[:, None]
+    u, u0 = w / lengths(w)[:, None], w0 / lengths(w0)[:, None]
     cos, change = (u * u0).sum(1), w - w0
     columns = ((w / w.norm(dim=0)) * (w0 / w0.norm(dim=0))).sum(0)
     yield "this is the mean cosine, 1 for what did not move: take 1 - cos", cos.mean()
@@ -117,7 +112,7 @@ def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
     distance = (u - u0).norm(dim=1).mean()
     yield "this is the distance of the directions: 1 - cos is wanted", distance
     yield "the largest of all rows: take the mean", (1 - cos).amax()
-    towards = (change * u0).sum(1) / _lengths(change)
+    towards = (change * u0).sum(1) / lengths(change)
     of_change = "the cosine of W - W0 and W0: compare the direction of W with that of W0"
     yield of_change, 1 - towards.mean()
 
@@ -345,7 +340,7 @@ def magnitude_gradient(gradient: Tensor, v: Tensor) -> Tensor:
 
 
 def _wrong_magnitude_gradients(g: Tensor, v: Tensor) -> Wrong:
-    norm, dot, length = _lengths(v), (g * v).sum(1), _lengths(g)
+    norm, dot, length = lengths(v), (g * v).sum(1), lengths(g)
     yield "not divided by the length of the row of V", dot
     yield "divided by the squared length: divide by the length", dot / norm**2
     cosine = "this is the cosine of equation 8: do not divide by ||gradient||"
@@ -373,13 +368,6 @@ magnitude_gradient.example(
 magnitude_gradient.mistakes_of(_wrong_magnitude_gradients)
 
 
-def _magnitudes(*shape: int) -> Tensor:
-    """The first is negative: nothing keeps training from it."""
-    magnitude = randn(*shape, dtype=torch.float64).abs() + 0.5
-    magnitude[0] *= -1
-    return magnitude
-
-
 @spec(
     lesson,
     "5.6",
@@ -389,7 +377,7 @@ def _magnitudes(*shape: int) -> Tensor:
     teaches="that equation 6 is meant row by row, and what a detached norm keeps (equation 11)",
     hint="A longer row of V gives the same W'. So which part of the gradient can have no effect?",
     shapes="(out, in), (out, in), (out,) -> full (out, in), removed (out, in)",
-    draw={"magnitude": _magnitudes},
+    draw={"magnitude": signed},
     sizes={"in": (2, 7)},  # of a single input only rounding is left: see _one_input
     grads=(),
     tiny=("v",),
@@ -400,7 +388,7 @@ def split_gradient(gradient: Tensor, v: Tensor, magnitude: Tensor) -> tuple[Tens
 
 
 def _wrong_full(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
-    m, norm, dot = magnitude[:, None], _lengths(v)[:, None], (g * v).sum(1, keepdim=True)
+    m, norm, dot = magnitude[:, None], lengths(v)[:, None], (g * v).sum(1, keepdim=True)
     f, along, whole = m / norm, dot / norm**2 * v, v.norm()
     yield "nothing is removed: this is equation 11", f * g
     yield "the magnitude has lost its sign: a trained one may be negative", f.abs() * (g - along)
@@ -428,13 +416,13 @@ def _wrong_full(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
 
 def _wrong_removed(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
     full, removed = split_gradient.oracle(g, v, magnitude)
-    f = (magnitude / _lengths(v))[:, None]
+    f = (magnitude / lengths(v))[:, None]
     yield "this is the full gradient again: return what it lacks", full
     yield "the sign is wrong: full + removed is equation 11", -removed
     yield "the factor magnitude / ||V|| is missing: full + removed is eq. 11", removed / f
     yield "this is all of equation 11: full + removed should be that", f * g
     one = "one number per row: return the part of the gradient, (out, in)"
-    yield one, (removed / _lengths(v)[:, None] * v).sum(1)
+    yield one, (removed / lengths(v)[:, None] * v).sum(1)
 
 
 @split_gradient.also
