@@ -45,3 +45,19 @@ def test_the_command_lists_every_lesson():
     rows = done.output.splitlines()[1:]
     assert [row.split()[-1] for row in rows] == [path.name for path in LESSONS]
     assert int(rows[0].split()[0]) == length(LESSONS[0]).words
+
+
+# The first edition's words, folded ones included: no lesson may become longer than it was.
+FIRST_EDITION = {"01": 2515, "02": 2388, "03": 3177, "04": 1960, "05": 3096, "06": 2749}
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_stays_within_its_limits(path: Path) -> None:
+    found, number = length(path), path.name[:2]
+    assert found.words <= (2800 if number == "05" else 2200)
+    assert found.sections <= 11
+    assert found.all_words <= FIRST_EDITION.get(number, 3177)
+    assert found.predictions >= 4
+    assert found.folds > found.predictions  # an answer to each, and to the problems
+    problems = path.read_text(encoding="utf-8").count("**Problem ")
+    assert problems >= (2 if number in ("01", "02", "04") else 4)
