@@ -64,7 +64,13 @@ def kernels_serve(tensor: Tensor) -> bool:
         and torch.version.hip is None
         and not _transforms_active()
         and _kernels_load()
+        and not (tensor.is_cuda and _interpreting())
     )
+
+
+def _interpreting() -> bool:
+    """Whether Triton runs in its interpreter here (minidora.interpreter): that is for a CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
 
 
 def _transforms_active() -> bool:

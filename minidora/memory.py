@@ -367,13 +367,18 @@ class Launches(TorchDispatchMode):
 
     Attributes:
         names: of the operations, in order, such as "aten.mm.default".
-        bytes: of their inputs and outputs; what is changed in place is both.
+        moved: bytes of the inputs and outputs of each; what is changed in place is both.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
-        self.bytes = 0
+        self.moved: list[int] = []
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(self.moved)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -389,7 +394,7 @@ class Launches(TorchDispatchMode):
         changed = [t for place, t in places if place.is_write and isinstance(t, Tensor)]
         written += [t for t in changed if all(t is not other for other in written)]
         self.names.append(str(func))
-        self.bytes += sum(tensor.nbytes for tensor in read + written)
+        self.moved.append(sum(tensor.nbytes for tensor in read + written))
         return result
 
 

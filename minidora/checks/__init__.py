@@ -7,6 +7,7 @@ from minidora.checks import (
     adam_memory,
     dora_decomposition,
     fast_dora,
+    gpu_kernels,
     lora_recap,
     mlp_demo,
     why_it_works,
@@ -29,7 +30,7 @@ from minidora.checks.dora_decomposition import (
     row_norm,
     update_for_weight,
 )
-from minidora.checks.exercise import CheckFailed, Exercise, Lesson, NotStarted
+from minidora.checks.exercise import CheckFailed, Exercise, Lesson, NotPossible, NotStarted
 from minidora.checks.fast_dora import (
     compose_form,
     compose_function,
@@ -37,6 +38,14 @@ from minidora.checks.fast_dora import (
     forward_flops,
     held_bytes,
     round_once,
+)
+from minidora.checks.gpu_kernels import (
+    backward_kernel,
+    bytes_moved,
+    compose_kernel,
+    count_launches,
+    row_norm_kernel,
+    split_float32,
 )
 from minidora.checks.lora_recap import (
     freeze_base,
@@ -72,6 +81,7 @@ LESSONS: dict[int, Lesson] = {
         mlp_demo.lesson,
         why_it_works.lesson,
         fast_dora.lesson,
+        gpu_kernels.lesson,
     )
 }
 """Every lesson that has exercises, by its number."""
@@ -95,14 +105,19 @@ __all__ = [
     "CheckFailed",
     "Exercise",
     "Lesson",
+    "NotPossible",
     "NotStarted",
     "accuracy",
     "adam_bytes",
     "adapted_copy",
     "adapter_parameters",
+    "backward_kernel",
+    "bytes_moved",
     "chosen_scores",
     "compose_form",
     "compose_function",
+    "compose_kernel",
+    "count_launches",
     "decompose",
     "delta_direction",
     "delta_magnitude",
@@ -129,6 +144,8 @@ __all__ = [
     "pearson",
     "round_once",
     "row_norm",
+    "row_norm_kernel",
+    "split_float32",
     "split_gradient",
     "split_rows",
     "status",

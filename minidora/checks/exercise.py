@@ -44,6 +44,7 @@ class State(enum.StrEnum):
     FAILING = "failing"
     NOT_STARTED = "not started"
     MISSING = "missing"  # nothing defines the answer
+    NOT_POSSIBLE = "not possible here"  # it needs what this machine does not have
     CHECK_ERROR = "check error"  # the check itself broke: our fault, not the learner's
 
 
@@ -63,6 +64,10 @@ class CheckFailed(AssertionError):
 
 class NotStarted(CheckFailed):
     """The answer is still the stub."""
+
+
+class NotPossible(CheckFailed):
+    """The exercise needs what this machine does not have: says nothing about the answer."""
 
 
 class CheckError(Exception):
@@ -170,6 +175,7 @@ class Exercise:
     body: Callable[[Answer], None] | None = None  # a Spec has its own
     answer: str = ""  # the name that the learner defines, where it is not the check's
     seconds: float = 10.0  # time limit of one probe
+    triton: bool = False  # whether the answer is a kernel, which only Triton can run
     siblings: list["Exercise"] = field(default_factory=list, repr=False)  # of its lesson
 
     def __post_init__(self) -> None:
@@ -207,6 +213,7 @@ class Exercise:
 
         Raises:
             NotStarted: it is still the stub.
+            NotPossible: it needs Triton, which is not here.
             CheckFailed: it is wrong; the message says how.
             CheckError: the check itself broke. With debug, whatever broke it.
         """
@@ -248,7 +255,11 @@ class Exercise:
         """Judge an answer, wherever it lives; the text for a pass, else as __call__."""
         try:
             with probe.plain_torch():
+                if self.triton and (problem := answer.probe(probe.no_triton)):
+                    raise NotPossible(f"{self.label} is not possible here. {problem}")
                 self.judge(answer)
+        except NotPossible:
+            raise
         except Unstarted:
             raise NotStarted(self.not_started) from None
         except Refused as refused:

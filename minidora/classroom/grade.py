@@ -17,6 +17,7 @@ from minidora.checks.exercise import (
     CheckFailed,
     Exercise,
     Lesson,
+    NotPossible,
     NotStarted,
     State,
 )
@@ -223,6 +224,8 @@ def _judge_one(session: Session, exercise: Exercise, debug: bool) -> Result:
         exercise.check(Answer(exercise, reach), debug)
     except NotStarted as failed:
         return Result(exercise, State.NOT_STARTED, str(failed), cell)
+    except NotPossible as failed:
+        return Result(exercise, State.NOT_POSSIBLE, str(failed), cell)
     except CheckFailed as failed:
         if session.not_ready:
             return Result(exercise, State.CHECK_ERROR, session.not_ready, cell)

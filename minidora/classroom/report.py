@@ -23,6 +23,7 @@ STYLES = {
     State.NOT_STARTED: "dim",
     State.MISSING: "yellow",
     State.CHECK_ERROR: "magenta",
+    State.NOT_POSSIBLE: "dim",
 }
 SAVED = "What counts is what is saved: Ctrl+S in JupyterLab."
 
@@ -35,6 +36,7 @@ def status(folder: Path | None, limits: Limits | None = None) -> None:
         console.print(escape(line))
     table = Table("exercise", "", "state", "minutes", title=f"Exercises in {escape(str(work))}")
     left: list[tuple[Result, Notebook | None]] = []
+    impossible: list[Result] = []
     total = done = 0
     with WorkerPool() as workers:
         for lesson in LESSONS.values():
@@ -49,12 +51,18 @@ def status(folder: Path | None, limits: Limits | None = None) -> None:
                     exercise.number, exercise.title, f"[{style}]{result.state}[/]",
                     str(exercise.minutes),
                 )  # fmt: skip
-                if result.state is not State.DONE:
+                if result.state is State.NOT_POSSIBLE:
+                    impossible.append(result)
+                elif result.state is not State.DONE:
                     left.append((result, notebook))
     console.print(table)
     for result, _ in left:
         if result.state is State.CHECK_ERROR:
             console.print(escape(result.message), soft_wrap=True)
+    if impossible:
+        numbers = ", ".join(result.exercise.number for result in impossible)
+        console.print(escape(f"Not possible here: {numbers}. {impossible[0].message}"))
+        total -= len(impossible)
     if not left:
         console.print(f"All {total} are done: you have built every piece of it yourself.")
         return
@@ -105,7 +113,7 @@ def check(
                 states.add(result.state)
     if State.NOT_STARTED in states:
         console.print(SAVED)
-    return states <= {State.DONE}
+    return states <= {State.DONE, State.NOT_POSSIBLE}
 
 
 def _judge(

@@ -3,12 +3,15 @@
 Its JSON files are those of minidora/evidence/gpu.py. Every ratio is to our LoRA in the same run.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minidora.evidence.bench import load_reports
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "h200"
+MISSING = "no benchmarks/h200/*.json here: they are in the course's repository"
 NAMES = {"dora": "DoRA, ours", "peft_dora": "DoRA, PEFT", "peft_lora": "LoRA, PEFT"}
 
 
@@ -102,6 +105,203 @@ def compiled(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def before(layers: dict[str, Any], compiled: dict[str, Any]) -> str:
+    """The first form and PEFT's DoRA beside it: eager / graph / compiled."""
+    names = ("DoRA, first form", "PEFT DoRA")
+    cells: dict[tuple[int, int, int], dict[str, list[float]]] = {}
+    for rows, keys in (
+        (layers["results"], ("ratio", "graph_ratio")),
+        (compiled["results"], ("ratio",)),
+    ):
+        for row in rows:
+            if row["contender"] in names:
+                case = cells.setdefault((row["features"], row["tokens"], row["rank"]), {})
+                case.setdefault(row["contender"], []).extend(
+                    row[key][1] if key == "ratio" else row[key] for key in keys
+                )
+    lines = ["| features, tokens, rank | DoRA, first form | DoRA, PEFT |", "|---|---|---|"]
+    for case, found in cells.items():
+        texts = [" / ".join(f"{ratio:.2f}" for ratio in found[name]) for name in names]
+        lines.append(f"| {', '.join(map(str, case))} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def kernel_errors(reports: dict[str, Any]) -> str:
+    """Largest relative error of the kernels' norm against float64, at real sizes on the card."""
+    if not reports:
+        return MISSING
+    return "\n".join(
+        f"W ({row['out']}, {row['in']}), {row['dtype'][6:]:8}, rank {row['rank']:3}: "
+        f"{row['norm']:.0e}"
+        for row in reports["gpu-kernels"]["results"]
+    )
+
+
+def reuse(reports: dict[str, Any]) -> str:
+    """Ratios to our LoRA without and with reuse_norms, both runs."""
+    if not reports:
+        return MISSING
+    lines = [f"{'':46}first run      second run"]
+    for label, key in (("eager", "ratio"), ("CUDA graph", "graph_ratio")):
+        texts = []
+        for name in ("gpu-layers-first-run", "gpu-layers"):
+            found = {
+                row["contender"]: row[key][1] if key == "ratio" else row[key]
+                for row in reports[name]["results"]
+                if (row["features"], row["tokens"], row["rank"]) == (4096, 4096, 16)
+            }
+            texts.append(f"{found['DoRA']:.2f} -> {found['DoRA, norms reused']:.2f}")
+        lines.append(f"{'layer 4096, 4096, 16, ' + label:46}" + "   ".join(texts))
+    for checkpointing in (False, True):
+        texts = []
+        for name in ("gpu-llama-first-run", "gpu-llama"):
+            ratios = [
+                row["ratio"]
+                for reused in (False, True)
+                for row in reports[name]["results"]
+                if (row["tokens"], row["checkpointing"], row["reuse_norms"], row["method"])
+                == (2048, checkpointing, reused, "dora")
+            ]
+            texts.append(" -> ".join(f"{ratio:.2f}" for ratio in ratios))
+        label = "LLaMA-7B, 2048 tokens" + (", checkpointing" if checkpointing else "")
+        lines.append(f"{label:46}" + "   ".join(texts))
+    return "\n".join(lines)
+
+
+def compiled_forms(reports: dict[str, Any]) -> str:
+    """Ratios to our LoRA: eager, and both compiled."""
+    if not reports:
+        return MISSING
+    lines = [f"{'4096 features, 4096 tokens, rank 16':36} eager  compiled"]
+    for name, eager, compiled in (
+        ("DoRA, first form", "gpu-layers-before", "gpu-compiled-before"),
+        ("DoRA", "gpu-layers", "gpu-compiled"),
+        ("PEFT DoRA", "gpu-layers", "gpu-compiled"),
+    ):
+        ratios = [
+            next(
+                row["ratio"][1]
+                for row in reports[report]["results"]
+                if (row["features"], row["tokens"], row["rank"]) == (4096, 4096, 16)
+                and row["contender"] == name
+            )
+            for report in (eager, compiled)
+        ]
+        lines.append(f"{name:36} {ratios[0]:5.2f}  {ratios[1]:8.2f}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was asked before the kernels were measured: a ratio, and what the runs gave."""
+
+    label: str
+    most: float
+    runs: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        reached = sum(run <= self.most for run in self.runs)
+        if not self.runs or reached == len(self.runs):
+            return "reached" if self.runs else "not measured"
+        return f"reached in one run of {len(self.runs)}" if reached else "not reached"
+
+
+def goals(reports: dict[str, Any]) -> list[Goal]:
+    """The goals set for the kernels, to our LoRA and to PEFT's DoRA, against both runs."""
+    runs = [("gpu-layers-first-run", "gpu-llama-first-run"), ("gpu-layers", "gpu-llama")]
+    found: list[Goal] = []
+
+    def add(label: str, most: float, value: Callable[[Any, Any], float]) -> None:
+        results = [(reports[a]["results"], reports[b]["results"]) for a, b in runs]
+        found.append(Goal(label, most, tuple(value(*pair) for pair in results)))
+
+    def layer(rows: Any, case: tuple[int, int, int], what: str) -> float:
+        [row] = [
+            r for r in rows
+            if (r["features"], r["tokens"], r["rank"], r["contender"]) == (*case, "DoRA")
+        ]  # fmt: skip
+        return float(row["ratio"][1] if what == "ratio" else row[what])
+
+    def whole(rows: Any, tokens: int, checkpointing: bool, reuse: bool, name: str) -> float:
+        [row] = [
+            r for r in rows
+            if (r["tokens"], r["checkpointing"], r["reuse_norms"], r["method"])
+            == (tokens, checkpointing, reuse, name)
+        ]  # fmt: skip
+        return float(row["ratio"])
+
+    for case, most in (
+        ((4096, 4096, 16), 1.10),
+        ((8192, 8192, 16), 1.10),
+        ((4096, 4096, 384), 1.2),
+    ):
+        label = f"layer {', '.join(map(str, case))}, CUDA graph"
+        add(label, most, lambda layers, _, case=case: layer(layers, case, "graph_ratio"))
+    add("layer 8192, 8192, 16, eager", 1.12, lambda a, _: layer(a, (8192, 8192, 16), "ratio"))
+    for tokens, most in ((4096, 1.08), (2048, 1.20)):
+        add(
+            f"LLaMA-7B, {tokens} tokens", most,
+            lambda _, b, tokens=tokens: whole(b, tokens, False, False, "dora"),
+        )  # fmt: skip
+    for tokens in (4096, 2048):
+        add(
+            f"LLaMA-7B, {tokens} tokens, checkpointing, norms reused", 1.10,
+            lambda _, b, tokens=tokens: whole(b, tokens, True, True, "dora"),
+        )  # fmt: skip
+    found.append(Goal("LLaMA-7B, compiled", 1.08, ()))
+    for label, tokens, checkpointing in (
+        ("LLaMA-7B, 4096 tokens, to PEFT's DoRA", 4096, False),
+        ("LLaMA-7B, 2048 tokens, checkpointing, to PEFT's", 2048, True),
+    ):
+        add(
+            label, 1 / 1.6,
+            lambda _, b, t=tokens, c=checkpointing: (
+                whole(b, t, c, False, "dora") / whole(b, t, c, False, "peft_dora")
+            ),
+        )  # fmt: skip
+    add("to PEFT's DoRA, the worst of all rows", 1.0, worst_to_peft)
+    times = {
+        (row["features"], row["contender"]): row["ratio"][1]
+        for row in reports["gpu-compiled"]["results"]
+    }
+    worst = max(times[size, "DoRA"] / times[size, "PEFT DoRA"] for size in (4096, 2048))
+    found.append(Goal("to PEFT's DoRA, the worst of compiled layers", 1.0, (worst,)))
+    return found
+
+
+def worst_to_peft(layers: Any, llama: Any) -> float:
+    """The largest ratio of our DoRA's time to PEFT's, of layers (eager, graph) and models."""
+    ratios = []
+    for rows, key, ours, theirs in (
+        (layers, "contender", "DoRA", "PEFT DoRA"), (llama, "method", "dora", "peft_dora")
+    ):  # fmt: skip
+
+        def setting(row: Any, key: str = key) -> Any:
+            what = ("features", "tokens", "rank", "checkpointing", "reuse_norms")
+            return [row.get(name) for name in what]
+
+        for row in rows:
+            for other in rows:
+                if (row[key], other[key]) == (ours, theirs) and setting(row) == setting(other):
+                    ratios.append(row["seconds"] / other["seconds"])
+                    if "graph_seconds" in row:
+                        ratios.append(row["graph_seconds"] / other["graph_seconds"])
+    return float(max(ratios))
+
+
+def goals_table(found: list[Goal]) -> str:
+    """As Markdown, with the goals that were not reached among the others."""
+    lines = [
+        "| ratio of times | goal, at most | first run | second run | |",
+        "|---|---|---|---|---|",
+    ]
+    for goal in found:
+        runs = ["", "", *(f"{run:.2f}" for run in goal.runs)][-2:]
+        lines.append(f"| {goal.label} | {goal.most:.2f} | {' | '.join(runs)} | {goal.verdict} |")
+    return "\n".join(lines)
+
+
 def page(reports: dict[str, Any] | None = None) -> str:
     """The whole page; without reports, those of the repository."""
     found = load_reports(FOLDER) if reports is None else reports
@@ -140,6 +340,21 @@ def page(reports: dict[str, Any] | None = None) -> str:
             "## One layer, compiled",
             "",
             compiled(found["gpu-compiled"]),
+            "",
+            "## Before the kernels",
+            "",
+            "The layer's first form on a GPU, from another day; `gpu-layers-before.json` and "
+            "`gpu-compiled-before.json`. Eager / as a CUDA graph / compiled, to LoRA in the same "
+            "run:",
+            "",
+            before(found["gpu-layers-before"], found["gpu-compiled-before"]),
+            "",
+            "## Goals",
+            "",
+            "Set before the kernels were measured. A row is a ratio to our LoRA unless it says "
+            "otherwise.",
+            "",
+            goals_table(goals(found)),
             "",
         ]
     )

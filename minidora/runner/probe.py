@@ -513,6 +513,42 @@ def cost(
     }
 
 
+@probe
+def no_triton(answer: Any) -> str:
+    """Why no kernel of Triton can run where the answer lives; empty where one can."""
+    return str(importlib.import_module("minidora.interpreter").problem)
+
+
+@probe
+def launched(
+    answer: Any, grid: list[int], args: list[Any], constants: dict[str, int]
+) -> dict[str, Any]:
+    """answer[grid](*args, **constants), for a kernel of Triton, which writes into its arguments.
+
+    Every tensor lies between two stretches of NaN, so that what is read or written beside it shows.
+
+    Returns {"after": the arguments afterwards, "beside": numbers of those beside which it wrote}.
+    """
+    if not hasattr(answer, "arg_names"):
+        raise TypeError("this is no kernel: @triton.jit is missing above it")
+    given: list[Any] = []
+    edges: dict[int, list[Tensor]] = {}
+    for index, arg in enumerate(args):
+        if not isinstance(arg, Tensor):
+            given.append(arg)
+            continue
+        ground = torch.full((2 * MARGIN + arg.numel(),), torch.nan, dtype=arg.dtype)
+        given.append(ground[MARGIN:-MARGIN].view(arg.shape).copy_(arg))
+        edges[index] = [ground[:MARGIN], ground[-MARGIN:]]
+    answer[tuple(grid)](*given, **constants)
+    clean = {index: all(bool(e.isnan().all()) for e in pair) for index, pair in edges.items()}
+    return {"after": given, "beside": [index for index, is_clean in clean.items() if not is_clean]}
+
+
+MARGIN = 1 << 16
+"""Numbers on either side of a tensor that a kernel gets."""
+
+
 class Shifted(nn.Module):
     """An adapter for any layer, whose parameters have no name that a learner could know."""
 
@@ -607,6 +643,8 @@ def plain_torch() -> Iterator[None]:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """The error as a reply, with the last line of the learner's own code that it passed."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__  # Triton's interpreter hides what was raised inside a kernel
     where = learners_line(error.__traceback__)
     message = " ".join(str(error).split())[:300]
     kind = "raised"

@@ -169,7 +169,9 @@ class WorkerPool:
         self.files = tempfile.TemporaryDirectory(prefix="minidora-")
         if sys.platform == "linux" and not self.sandboxed:
             # It imports torch while we do something else.
-            self.context.set_forkserver_preload(["minidora.runner.worker", "torch._dynamo"])
+            # The compiler brings Triton along, which must come in its interpreter.
+            modules = ["minidora.interpreter", "minidora.runner.worker", "torch._dynamo"]
+            self.context.set_forkserver_preload(modules)
             forkserver.ensure_running()
         return self
 

@@ -149,4 +149,5 @@ def _environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONSAFEPATH": "1",
         "MINIDORA_DEVICE": "cpu",
+        "TRITON_INTERPRET": "1",
     }

@@ -51,7 +51,8 @@ def serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # so that it is ended together with what it starts
-    os.environ.update(MPLBACKEND="Agg", TQDM_DISABLE="1")
+    # Kernels run in Triton's interpreter: a check sends them tensors of the CPU.
+    os.environ.update(MPLBACKEND="Agg", TQDM_DISABLE="1", TRITON_INTERPRET="1")
     torch.set_num_threads(1)  # several notebooks run side by side
     with tempfile.TemporaryDirectory(prefix="minidora-ipython-") as settings:
         shell = Shell.start(settings)

@@ -1,0 +1,147 @@
+"""What lesson 7 counts without a GPU, against PEFT itself and sizes worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from minidora.evidence import gpu_counts, gpu_page
+from minidora.evidence.bench import load_reports
+from minidora.evidence.gpu_counts import H200, Card, Work, count, measured
+from minidora.interpreter import problem
+from minidora.memory import Launches
+
+WIDTH, TOKENS, RANK = 512, 256, 16
+needs_triton = pytest.mark.skipif(bool(problem), reason=problem)
+
+
+@pytest.fixture(scope="module")
+def works() -> dict[str, Work]:
+    return count(WIDTH, TOKENS, RANK)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_peft_written_out_does_what_peft_does(works: dict[str, Work], use_dora: bool) -> None:
+    """The same operations in the same number, and the same bytes: PEFT 0.21, float32 adapters."""
+    peft = pytest.importorskip("peft")
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16))
+    config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, use_dora=use_dora, target_modules=["0"])
+    model = peft.get_peft_model(model, config).to("meta")
+    x = torch.empty(TOKENS, WIDTH, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    with Launches() as forward:
+        y = model(x)
+    with Launches() as backward:
+        y.backward(torch.empty_like(y))
+    work = works["PEFT DoRA" if use_dora else "PEFT LoRA"]
+    if tuple(map(int, peft.__version__.split(".")[:2])) < (0, 21):
+        pytest.skip("the form is PEFT 0.21's")
+    assert (len(forward.names), len(backward.names)) == (work.forward, work.backward)
+    assert forward.bytes + backward.bytes == sum(work.moved)
+
+
+def test_peft_written_out_is_dora() -> None:
+    from minidora import DoRALinear
+
+    layer = DoRALinear(nn.Linear(12, 12, bias=False), 3, 6.0)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        layer.magnitude.mul_(1.5)
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(gpu_counts.PeftForm(layer, dora=True)(x), layer(x))
+
+
+def test_a_frozen_layer_by_hand(works: dict[str, Work]) -> None:
+    """x W^T and dy W, both in bf16."""
+    work = works["linear"]
+    size = 2 * (TOKENS * WIDTH + WIDTH * WIDTH + TOKENS * WIDTH)
+    assert work.moved == (size, size)
+    assert work.flops == (2 * TOKENS * WIDTH * WIDTH,) * 2
+    assert work.narrow == (True, True)
+
+
+def test_floor_takes_the_slower_of_memory_and_products() -> None:
+    card = Card("C", narrow=100.0, wide=10.0, bandwidth=2.0)
+    work = Work(2, 1, (4, 4, 4), (0, 400, 400), (False, True, False))
+    assert card.floor(work) == pytest.approx(2 + 4 + 40)
+
+
+def test_flops_are_those_of_the_arithmetic(works: dict[str, Work]) -> None:
+    """Two products with W; rank times in and out forward, and twice that backward."""
+    layer, low = 2 * 2 * TOKENS * WIDTH**2, 3 * 2 * TOKENS * RANK * 2 * WIDTH
+    assert sum(works["LoRA"].flops) == layer + low
+    assert sum(works["PEFT LoRA"].flops) == layer + low
+    factored = 2 * RANK * (WIDTH * WIDTH + RANK * (WIDTH + WIDTH))
+    assert sum(works["DoRA, first form"].flops) == layer + low + factored
+
+
+@needs_triton
+def test_our_kernels_by_hand(works: dict[str, Work]) -> None:
+    work = works["DoRA"]
+    assert work.forward == 5  # prepare, norm, x A^T, x W^T, compose
+    parts = 2 * 2 * WIDTH * WIDTH * RANK + 2 * WIDTH * RANK**2  # W [hi; lo]^T, and B G
+    layer, low = 2 * 2 * TOKENS * WIDTH**2, 3 * 2 * TOKENS * RANK * 2 * WIDTH
+    assert sum(work.flops) == layer + low + parts
+    reused = works["DoRA, norms reused"]
+    assert reused.forward == work.forward - 1  # s A alone is rounded in place of prepare and norm
+    assert reused.backward == work.backward
+    assert sum(reused.moved) < sum(work.moved)
+
+
+@needs_triton
+def test_the_norm_reads_w_once() -> None:
+    moved = gpu_counts.norm_bytes(1024, 16)
+    assert moved["our kernels"] == pytest.approx(1, abs=0.2)
+    assert moved["first form, in slices"] > 4
+    assert moved["W + s B A built"] > 10
+
+
+def test_measured_rows_are_the_committed_ones() -> None:
+    rows = {row.name: row for row in measured(4096, 4096, 16)}
+    report = load_reports(gpu_page.FOLDER)["gpu-layers"]["results"]
+    [lora] = [
+        row for row in report
+        if (row["features"], row["tokens"], row["rank"], row["contender"])
+        == (4096, 4096, 16, "LoRA")
+    ]  # fmt: skip
+    assert rows["LoRA"].graph == lora["graph_seconds"]
+    assert rows["LoRA"].eager == lora["seconds"]
+    assert rows["LoRA"].floor == H200.floor(rows["LoRA"].work)
+    assert {"PEFT DoRA", "DoRA, first form"} <= rows.keys()
+    assert all(row.floor < row.graph for row in rows.values())
+    text = gpu_counts.comparison(list(rows.values()))
+    assert "LoRA                    0.36 (1.00)          0.52 (1.00)          0.90 (1.00)" in text
+
+
+def test_without_the_repository_a_sentence_stands_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_counts, "load_reports", lambda folder: {})
+    assert gpu_counts.comparison(measured(4096, 4096, 16)) == gpu_page.MISSING
+    for table in (gpu_page.reuse, gpu_page.compiled_forms, gpu_page.kernel_errors):
+        assert table({}) == gpu_page.MISSING
+
+
+# ---- The goals ----
+
+
+def test_goals_report_what_was_not_reached() -> None:
+    goals = {goal.label: goal for goal in gpu_page.goals(load_reports(gpu_page.FOLDER))}
+    graph = goals["layer 4096, 4096, 16, CUDA graph"]
+    assert [round(run, 2) for run in graph.runs] == [1.05, 1.05]
+    assert graph.verdict == "reached"
+    small = goals["LLaMA-7B, 2048 tokens"]
+    assert [round(run, 2) for run in small.runs] == [1.48, 1.49]
+    assert small.verdict == "not reached"
+    assert goals["LLaMA-7B, compiled"].verdict == "not measured"
+    worst = goals["to PEFT's DoRA, the worst of all rows"]
+    assert worst.verdict == "reached in one run of 2"
+    assert round(worst.runs[1], 2) == 1.04  # 2048 tokens: 0.239 s to PEFT's 0.230
+
+
+def test_worst_to_peft_compares_like_with_like() -> None:
+    def layer(contender: str, tokens: int, seconds: float, graph: float) -> dict[str, object]:
+        return {"contender": contender, "tokens": tokens, "seconds": seconds,
+                "graph_seconds": graph}  # fmt: skip
+
+    layers = [layer("DoRA", 1, 3.0, 1.0), layer("PEFT DoRA", 1, 4.0, 0.8),
+              layer("DoRA", 2, 9.0, 9.0), layer("PEFT DoRA", 2, 9.0, 9.0)]  # fmt: skip
+    models = [{"method": "dora", "seconds": 1.0}, {"method": "peft_dora", "seconds": 2.0}]
+    assert gpu_page.worst_to_peft(layers, models) == pytest.approx(1.25)
