@@ -402,7 +402,7 @@ def compose_kernel(answer: Answer) -> None:
     for _ in range(2):
         check(random_size(17, 32), random_size(17, 24), random_size(2, 6))
     for tokens, n, rank in ((1, 5, 2), (7, 1, 2), (3, 5, 1)):
-        answer.case(f"{tokens} tokens, {n} outputs, rank {rank}")
+        answer.case(f"{tokens} x {n} of rank {rank}")
         check(tokens, n, rank)
     answer.case("one program, one tile")
     args = _compose_args(32, 24, 2, torch.float32)
@@ -588,7 +588,7 @@ def backward_kernel(answer: Answer) -> None:
     for _ in range(2):
         check(random_size(33, 48), random_size(17, 24))
     for tokens, n in ((1, 5), (20, 1), (1, 1)):
-        answer.case(f"{tokens} tokens, {n} outputs")
+        answer.case(f"{tokens} x {n}")
         check(tokens, n)
     answer.case("one program, one tile")
     after = run(make(32, 24, torch.float32), [1, 1])

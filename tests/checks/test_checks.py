@@ -721,6 +721,91 @@ RIGHT = {
                 return du, du, (dy.float() * u.float()).sum(0), dy.float().sum(0)
         """,
     ],
+    "count_launches": [
+        """
+        def count_launches(operations):
+            def starts(name, given, made):
+                if name.rpartition(".")[0].endswith("_"):
+                    return True
+                return "empty" not in name and any(memory not in given for memory in made)
+            return sum(starts(*operation) for operation in operations)
+        """,
+    ],
+    "bytes_moved": [
+        """
+        def bytes_moved(tokens, out_features, rank, itemsize):
+            h, B, y = (tokens, rank), (out_features, rank), (tokens, out_features)
+            g = (out_features,)
+            def size(*shapes):
+                return float(sum(itemsize * math.prod(shape) for shape in shapes))
+            import math
+            kernels = [(h, B, y), (y, y, y), (y, g, y), (y, g, y)]
+            return [sum(size(*kernel) for kernel in kernels), size(y, h, B, g, g, y)]
+        """,
+    ],
+    "split_float32": [
+        """
+        def split_float32(a):
+            hi = a.to(torch.bfloat16)
+            return [hi, torch.sub(a.double(), hi.double()).to(torch.bfloat16)]
+        """,
+    ],
+    "compose_kernel": [
+        """
+        @triton.jit
+        def compose_kernel(
+            y, base, h, B, g, bias, tokens, n,
+            rank: tl.constexpr, TOKENS: tl.constexpr, OUT: tl.constexpr,
+        ):  # with a product of tiles
+            t = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None]
+            o = (tl.program_id(1) * OUT + tl.arange(0, OUT))[None, :]
+            r = tl.arange(0, 16)
+            left = tl.load(h + t * rank + r[None, :], (t < tokens) & (r < rank)[None, :], other=0)
+            right = tl.load(B + o * rank + r[:, None], (o < n) & (r < rank)[:, None], other=0)
+            mask = (t < tokens) & (o < n)
+            before = tl.load(base + t * n + o, mask=mask)
+            u = tl.dot(left.to(tl.float32), right) + before.to(tl.float32)
+            tl.store(base + t * n + o, u, mask=mask)
+            u *= tl.load(g + o, mask=o < n)
+            tl.store(y + t * n + o, u + tl.load(bias + o, mask=o < n), mask=mask)
+        """,
+    ],
+    "row_norm_kernel": [
+        """
+        @triton.jit
+        def row_norm_kernel(norm, W, n, m, ROWS: tl.constexpr, COLS: tl.constexpr):
+            for i in range(ROWS):  # a row at a time
+                row = tl.program_id(0) * ROWS + i
+                if row < n:
+                    total = 0.0
+                    for start in range(0, m, COLS):
+                        cols = start + tl.arange(0, COLS)
+                        w = tl.load(W + row * m + cols, mask=cols < m, other=0.0).to(tl.float32)
+                        total += tl.sum(w * w)
+                    tl.store(norm + row, tl.sqrt(total))
+        """,
+    ],
+    "backward_kernel": [
+        """
+        @triton.jit
+        def backward_kernel(
+            d_u, d_m, dy, u, g, norm, tokens, n, TOKENS: tl.constexpr, OUT: tl.constexpr
+        ):  # a token at a time
+            o = tl.program_id(1) * OUT + tl.arange(0, OUT)
+            scale = tl.load(g + o, mask=o < n, other=0.0)
+            length = tl.load(norm + o, mask=o < n, other=0.0)
+            total = tl.zeros((OUT,), tl.float32)
+            for i in range(TOKENS):
+                at = (tl.program_id(0) * TOKENS + i) * n + o
+                if tl.program_id(0) * TOKENS + i < tokens:
+                    d = tl.load(dy + at, mask=o < n, other=0.0).to(tl.float32)
+                    total += d * tl.load(u + at, mask=o < n, other=0.0).to(tl.float32)
+                    tl.store(d_u + at, scale * d, mask=o < n)
+            is_zero = length == 0
+            total = tl.where(is_zero, 0.0, total) / tl.where(is_zero, 1.0, length)
+            tl.store(d_m + tl.program_id(0) * n + o, total, mask=o < n)
+        """,
+    ],
 }
 
 
