@@ -75,6 +75,16 @@ print(bool((y == 2 * x).all()), difference(y, 2 * x), repr(problem))
     assert printed == "True 0e+00 of the largest entry ''\n"
 
 
+@needs_triton
+def test_what_lesson_7_imports_leaves_triton_to_the_interpreter() -> None:
+    """Whatever imports Triton first, torch's counter of FLOPs for one, chooses how it runs."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    code = (
+        "from minidora.evidence import bench, gpu_counts, gpu_page; print(repr(gpu_counts.problem))"
+    )
+    assert python(code, environment) == "''\n"
+
+
 def test_a_triton_that_compiles_is_not_taken() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     pytest.importorskip("triton")

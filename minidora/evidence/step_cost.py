@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.utils.flop_counter import FlopCounterMode
 
 from minidora.memory import LiveBytes
 
@@ -26,6 +25,9 @@ IN_PLACE: dict[Any, Any] = {
 
 def count_flops(call: Callable[[], object]) -> int:
     """FLOPs of the matrix products in call(): 2 a b c for each (a, b) x (b, c)."""
+    # Here, because it brings Triton along, which lesson 7 wants in its interpreter.
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         call()
     return int(counter.get_total_flops())

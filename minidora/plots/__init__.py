@@ -48,7 +48,7 @@ from minidora.plots.fast_dora import (
 )
 from minidora.plots.gpu_kernels import (
     FORM_STYLE,
-    goals,
+    aims,
     launches_and_bytes,
     product_errors,
     roofline,
@@ -123,6 +123,7 @@ __all__ = [
     "WRONG",
     "accuracy_and_bytes",
     "adapted_llama",
+    "aims",
     "bench_ratios",
     "bytes_alive",
     "correlation_strip",
@@ -134,7 +135,6 @@ __all__ = [
     "flops_by_tokens",
     "fold",
     "full_or_lora",
-    "goals",
     "gpu_fit",
     "gradient_norms",
     "gradient_parts",

@@ -185,7 +185,7 @@ def product_errors(errors: Mapping[str, float], needed: float) -> Figure:
 
 
 @styled
-def goals(rows: Sequence[tuple[str, float, Sequence[float]]]) -> Figure:
+def aims(rows: Sequence[tuple[str, float, Sequence[float]]]) -> Figure:
     """Ratios that were asked for, and those that were measured.
 
     Args:
@@ -193,18 +193,18 @@ def goals(rows: Sequence[tuple[str, float, Sequence[float]]]) -> Figure:
     """
     figure = new_figure(8.8, 1.6 + 0.36 * len(rows))
     axes = figure.subplots()
-    reached = [all(run <= most for run in runs) for _, most, runs in rows]
-    for place, ((_, most, runs), ok) in enumerate(zip(rows, reached, strict=True)):
+    met = [all(run <= most for run in runs) for _, most, runs in rows]
+    for place, ((_, most, runs), ok) in enumerate(zip(rows, met, strict=True)):
         axes.vlines(most, place - 0.32, place + 0.32, color="#000000", lw=2.2)
         color, marker = (COLORS["lora"], "o") if ok else (COLORS["dora"], "X")
         axes.plot(runs, [place] * len(runs), marker, color=color, ms=8, ls="")
     for ok, name, color, marker in (
-        (True, "goal reached in every run", COLORS["lora"], "o"),
-        (False, "not reached, or not in every run", COLORS["dora"], "X"),
+        (True, "met in every run", COLORS["lora"], "o"),
+        (False, "missed, at least once", COLORS["dora"], "X"),
     ):
-        if ok in reached:
+        if ok in met:
             axes.plot([], [], marker, color=color, ms=8, ls="", label=name)
-    axes.plot([], [], "|", color="#000000", ms=14, mew=2.2, ls="", label="goal")
+    axes.plot([], [], "|", color="#000000", ms=14, mew=2.2, ls="", label="aim")
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.6)
     axes.set_xlabel("ratio of times, to our LoRA unless a row says otherwise")
@@ -212,9 +212,9 @@ def goals(rows: Sequence[tuple[str, float, Sequence[float]]]) -> Figure:
     axes.set_axisbelow(True)
     rows_only(axes)
     figure.legend(loc="outside lower center", ncols=3)
-    headline(figure, f"{sum(reached)} of {len(rows)} goals are reached in every run")
+    headline(figure, f"{sum(met)} of {len(rows)} aims are met in every run")
     figure.set_label(
-        "Measured ratios beside goals: "
+        "Measured ratios beside aims: "
         + "; ".join(
             f"{label}: {' and '.join(f'{run:.2f}' for run in runs)}, at most {most:.2f} asked"
             for label, most, runs in rows

@@ -54,10 +54,10 @@ def test_product_errors_names_what_is_accurate_enough() -> None:
     assert list(wrong.get_ydata()) == [0]
 
 
-def test_goals_count_what_was_reached_in_every_run() -> None:
+def test_aims_count_what_was_met_in_every_run() -> None:
     rows = [("one", 1.1, (1.05, 1.0)), ("two", 1.1, (1.05, 1.2)), ("three", 1.0, (2.0,))]
-    figure = plots.goals(rows)
-    check(figure, "1 of 3 goals are reached in every run", "two: 1.05 and 1.20, at most 1.10 asked")
+    figure = plots.aims(rows)
+    check(figure, "1 of 3 aims are met in every run", "two: 1.05 and 1.20, at most 1.10 asked")
     drawn = [list(line.get_xdata()) for line in figure.axes[0].lines][:3]
     assert drawn == [[1.05, 1.0], [1.05, 1.2], [2.0]]
     colors = [line.get_color() for line in figure.axes[0].lines][:3]
