@@ -30,8 +30,7 @@ class NoKernel:
     """Stands for a kernel where there is no Triton: it can be written, not run."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.__name__ = function.__name__
+        self.__name__, self.__module__ = function.__name__, function.__module__
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return lambda *args, **constants: print(f"{self.__name__} did not run. {problem}")
