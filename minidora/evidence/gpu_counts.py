@@ -92,7 +92,8 @@ class PeftForm(nn.Module):
         norm = torch.linalg.norm(W.to(A.dtype) + s * update.detach(), dim=1)
         g = (self.layer.magnitude / norm).view(1, -1)
         low = F.linear(F.linear(x32, A), B)
-        return (base + ((g - 1) * base + g * low * s)).to(x.dtype)
+        y: Tensor = base + ((g - 1) * base + g * low * s)
+        return y.to(x.dtype)
 
 
 def _layer(kind: type[LoRALinear], features: int, rank: int) -> Any:
@@ -159,7 +160,8 @@ def norm_bytes(features: int, rank: int) -> dict[str, float]:
     weight, A, B = layer.base.weight, layer.lora_A, layer.lora_B
 
     def dense() -> Tensor:
-        return torch.linalg.vector_norm(weight.float() + layer.scaling * (B @ A), dim=1)
+        norm: Tensor = torch.linalg.vector_norm(weight.float() + layer.scaling * (B @ A), dim=1)
+        return norm
 
     def kernels() -> Tensor:
         from minidora import fused

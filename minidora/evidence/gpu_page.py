@@ -128,8 +128,8 @@ def before(layers: dict[str, Any], compiled: dict[str, Any]) -> str:
     ):
         for row in rows:
             if row["contender"] in names:
-                case = cells.setdefault((row["features"], row["tokens"], row["rank"]), {})
-                case.setdefault(row["contender"], []).extend(
+                shape = cells.setdefault((row["features"], row["tokens"], row["rank"]), {})
+                shape.setdefault(row["contender"], []).extend(
                     row[key][1] if key == "ratio" else row[key] for key in keys
                 )
     lines = ["| features, tokens, rank | DoRA, first form | DoRA, PEFT |", "|---|---|---|"]
