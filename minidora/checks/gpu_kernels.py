@@ -501,6 +501,65 @@ def row_norm_kernel(answer: Answer) -> None:
 BACKWARD = ("d_u", "d_m", "dy", "u", "g", "norm", "tokens", "n")
 
 
+def _backward_args(tokens: int, n: int, dtype: torch.dtype) -> list[Any]:
+    dy, u = randn(tokens, n).to(dtype), randn(tokens, n).to(dtype)
+    norm, g = randn(n).abs() + 0.5, randn(n)
+    if n > 2:
+        norm[1], g[1] = 0.0, 1.0
+    parts = torch.full((_tiles((tokens, 16))[0], n), torch.nan)
+    return [torch.full_like(dy, torch.nan), parts, dy, u, g, norm, tokens, n]
+
+
+def _check_d_u(got: Tensor, dy: Tensor, u: Tensor, g: Tensor, norm: Tensor) -> None:
+    """In fp16 to a rounding, else as always."""
+    want = g * dy
+    if got.dtype == torch.float16:
+        near = (got.double() - want).abs() <= 2e-3 * want.abs() + 1e-6
+        require(bool(near.all()), "d_u: not g dy to within a rounding of fp16")
+        return
+    live = norm != 0
+    known = [
+        (dy, "g is missing: y = g u + bias changes g times as fast as u"),
+        (dy / norm, "divided by the norm: it is g that stands beside u"),
+        (want * u, "multiplied by u: the gradient of u does not hold u"),
+        (g * u, "this is g u: the gradient dy takes the place of u"),
+    ]
+    expect(got[:, live], want[:, live], [(value[:, live], text) for value, text in known], "d_u")
+    expect(got, want, name="d_u, where the norm is 0 too")
+
+
+def _check_d_m(got: Tensor, dy: Tensor, u: Tensor, g: Tensor, norm: Tensor) -> None:
+    """One row for each block of tokens."""
+    only_first = len(got) > 1 and bool(got[1:].isnan().all())
+    require(not only_first, "only row 0 of d_m is written: each block of tokens has its own row")
+    require(
+        not got[:, norm == 0].isnan().any() and not got.isinf().any(),
+        "d_m is not a number where the norm is 0: tl.where puts 0 there",
+    )
+    _expect_written(got, (slice(1), slice(8)), "d_m")
+
+    def sums(products: Tensor) -> Tensor:
+        return torch.stack([part.sum(0) for part in products.split(16)])
+
+    safe = norm.masked_fill(norm == 0, torch.inf)
+    products = dy * u
+    own = sums(products)
+    last = torch.stack([part[-1] for part in products.split(16)])
+    known = [
+        (own.masked_fill(norm == 0, 0), "not divided by the norm: g = m / norm"),
+        (own, "not divided by the norm: g = m / norm"),
+        (sums(g * products) / safe, "times g: the gradient of m holds dy u / norm alone"),
+        (own / sums(torch.ones_like(dy)) / safe, "a mean: the gradient is a sum over the tokens"),
+        (sums(dy) / safe, "u is missing: y = m / norm u + bias"),
+        (sums(u) / safe, "dy is missing"),
+        (last / safe, "only the last token of each block is in: add them up"),
+        (own.cumsum(0) / safe, "sums of all blocks so far: each row has its own"),
+        (own / safe**2, "divided by the norm twice"),
+        (own.sum(0).expand_as(got) / safe, "each row holds all tokens: a program sums its own"),
+    ]
+    expect(got, own / safe, known, "d_m", "(blocks of tokens, n)")
+
+
 @lesson.exercise(
     "7.6",
     title="The backward kernel, with partial sums",
@@ -515,70 +574,17 @@ def backward_kernel(answer: Answer) -> None:
     size = {"TOKENS": 16, "OUT": 8}
     first = (slice(16), slice(8))
 
-    def make(tokens: int, n: int, dtype: torch.dtype) -> list[Any]:
-        dy, u = randn(tokens, n).to(dtype), randn(tokens, n).to(dtype)
-        norm, g = randn(n).abs() + 0.5, randn(n)
-        if n > 2:
-            norm[1], g[1] = 0.0, 1.0
-        parts = torch.full((_tiles((tokens, 16))[0], n), torch.nan)
-        return [torch.full_like(dy, torch.nan), parts, dy, u, g, norm, tokens, n]
-
     def run(args: list[Any], grid: list[int] | None = None) -> dict[str, Tensor]:
         tiles = _tiles((args[6], 16), (args[7], 8))
         return _launch(answer, grid or tiles, args, BACKWARD, ("d_u", "d_m"), size)
 
     def check(tokens: int, n: int, dtype: torch.dtype = torch.float32) -> None:
-        args = make(tokens, n, dtype)
+        args = _backward_args(tokens, n, dtype)
         after = run(args)
         dy, u, g, norm = (part.double() for part in args[2:6])
         _expect_written(after["d_u"], first, "d_u")
-        safe = norm.masked_fill(norm == 0, torch.inf)
-        got, live = after["d_u"].float(), norm != 0
-        if dtype == torch.float32:
-            known = [
-                (dy, "g is missing: y = g u + bias changes g times as fast as u"),
-                (dy / safe, "divided by the norm: it is g that stands beside u"),
-                (g * dy * u, "multiplied by u: the gradient of u does not hold u"),
-                (g * u, "this is g u: the gradient dy takes the place of u"),
-            ]
-            known = [(value[:, live], text) for value, text in known]
-            expect(got[:, live], (g * dy)[:, live], known, "d_u")
-            expect(got, g * dy, name="d_u, where the norm is 0 too")
-        else:
-            near = (got.double() - g * dy).abs() <= 2e-3 * (g * dy).abs() + 1e-6
-            require(bool(near.all()), "d_u: not g dy to within a rounding of fp16")
-        d_m = after["d_m"]
-        if len(d_m) > 1 and d_m[1:].isnan().all():
-            require(False, "only row 0 of d_m is written: each block of tokens has its own row")
-        require(
-            not d_m[:, norm == 0].isnan().any() and not d_m.isinf().any(),
-            "d_m is not a number where the norm is 0: tl.where puts 0 there",
-        )
-        _expect_written(d_m, (slice(1), slice(8)), "d_m")
-
-        def sums(products: Tensor) -> Tensor:
-            """One row for each block of tokens."""
-            return torch.stack([part.sum(0) for part in products.split(16)])
-
-        products = dy * u
-        counts = sums(torch.ones_like(dy))
-        last = torch.stack([part[-1] for part in products.split(16)])
-        known = [
-            (sums(products).masked_fill(norm == 0, 0), "not divided by the norm: g = m / norm"),
-            (sums(products), "not divided by the norm: g = m / norm"),
-            (sums(g * products) / safe, "times g: the gradient of m holds dy u / norm alone"),
-            (sums(products) / counts / safe, "a mean: the gradient is a sum over the tokens"),
-            (sums(dy) / safe, "u is missing: y = m / norm u + bias"),
-            (sums(u) / safe, "dy is missing"),
-            (last / safe, "only the last token of each block is in: add them up"),
-            (sums(products).cumsum(0) / safe, "sums of all blocks so far: each row has its own"),
-            (sums(products) / safe**2, "divided by the norm twice"),
-            (
-                sums(products).sum(0).expand_as(d_m) / safe,
-                "each row holds all tokens: a program sums its own",
-            ),
-        ]
-        expect(d_m, sums(products) / safe, known, "d_m", "(blocks of tokens, n)")
+        _check_d_u(after["d_u"], dy, u, g, norm)
+        _check_d_m(after["d_m"], dy, u, g, norm)
 
     answer.case("one tile")
     check(16, 8)
@@ -591,7 +597,7 @@ def backward_kernel(answer: Answer) -> None:
         answer.case(f"{tokens} x {n}")
         check(tokens, n)
     answer.case("one program, one tile")
-    after = run(make(32, 24, torch.float32), [1, 1])
+    after = run(_backward_args(32, 24, torch.float32), [1, 1])
     _one_tile(after["d_u"], first, "d_u")
     _one_tile(after["d_m"], (slice(1), slice(8)), "d_m")
     answer.case("fp16")
