@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import no_network  # in tests/; from here on this process has no network
@@ -12,7 +13,10 @@ import pytest
 
 os.environ["TQDM_DISABLE"] = "1"  # nbval compares what tqdm writes to stderr
 os.environ["HF_HUB_OFFLINE"] = "1"  # PEFT would ask its hub
-if not shutil.which("nvidia-smi"):
+if shutil.which("nvidia-smi"):
+    with suppress(ImportError):  # before minidora.interpreter can choose the interpreter
+        import triton  # noqa: F401
+else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # no GPU: kernels run in Triton's interpreter
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of two workers wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minidora import checks
+from minidora import checks, interpreter
 from minidora.checks.exercise import WIDTH, CheckFailed, Exercise
 
 SOLUTIONS = Path(__file__).parents[1] / "solutions"
@@ -38,6 +38,8 @@ def cells(lesson: int) -> dict[str, str]:
 
 def answer(exercise: Exercise, source: str | None = None) -> Any:
     """What the learner defines: the notebook's setup cells, then this source or the solution."""
+    if exercise.triton and interpreter.problem:
+        pytest.skip(interpreter.problem)
     sources = cells(exercise.lesson)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for key, setup in sources.items():
