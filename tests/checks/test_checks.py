@@ -756,7 +756,7 @@ RIGHT = {
         def compose_kernel(
             y, base, h, B, g, bias, tokens, n,
             rank: tl.constexpr, TOKENS: tl.constexpr, OUT: tl.constexpr,
-        ):  # with a product of tiles
+        ):  # all of the rank at once
             t = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None]
             o = (tl.program_id(1) * OUT + tl.arange(0, OUT))[None, :]
             r = tl.arange(0, 16)
@@ -764,7 +764,8 @@ RIGHT = {
             right = tl.load(B + o * rank + r[:, None], (o < n) & (r < rank)[:, None], other=0)
             mask = (t < tokens) & (o < n)
             before = tl.load(base + t * n + o, mask=mask)
-            u = tl.dot(left.to(tl.float32), right) + before.to(tl.float32)
+            low = tl.sum(left.to(tl.float32)[:, :, None] * right[None, :, :], 1)
+            u = low + before.to(tl.float32)
             tl.store(base + t * n + o, u, mask=mask)
             u *= tl.load(g + o, mask=o < n)
             tl.store(y + t * n + o, u + tl.load(bias + o, mask=o < n), mask=mask)
@@ -773,7 +774,7 @@ RIGHT = {
     "row_norm_kernel": [
         """
         @triton.jit
-        def row_norm_kernel(norm, W, n, m, ROWS: tl.constexpr, COLS: tl.constexpr):
+        def row_norm_kernel(norm, W, n, m: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
             for i in range(ROWS):  # a row at a time
                 row = tl.program_id(0) * ROWS + i
                 if row < n:
