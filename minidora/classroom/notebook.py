@@ -164,15 +164,14 @@ def _only_raises(function: ast.FunctionDef) -> bool:
     body = [node for node in function.body if not _is_text(node)]
     if len(body) == 2 and ast.dump(body[0]) == SUPER_INIT:  # what a class gets for free
         body = body[1:]
-    decorators = {node.id for node in function.decorator_list if isinstance(node, ast.Name)}
+    decorators = {ast.unparse(node) for node in function.decorator_list}
     if len(body) != 1 or not isinstance(body[0], ast.Raise) or body[0].exc is None:
         return False
     raised = body[0].exc.func if isinstance(body[0].exc, ast.Call) else body[0].exc
     return (
         isinstance(raised, ast.Name)
         and raised.id == "NotImplementedError"
-        and len(decorators) == len(function.decorator_list)
-        and decorators <= {"staticmethod", "classmethod", "property"}
+        and decorators <= {"staticmethod", "classmethod", "property", "triton.jit"}
         and not any(isinstance(node, ast.Call) for node in ast.walk(function.args))
     )
 
