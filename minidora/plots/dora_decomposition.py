@@ -51,20 +51,14 @@ def magnitude_direction(
     plane.plot(
         *zip(ROW, lora, strict=True), color="#555555", linestyle="--", linewidth=1.2, zorder=2
     )
-    widths = {"base": 5.0, "lora": 3.0, "dora": 3.0}
+    widths = {"base": 6.0, "lora": 4.0, "dora": 1.8}  # LoRA and DoRA share a ray: narrower on top
+    heads = {"base": 18, "lora": 18, "dora": 13}
     for name, row in rows.items():
         if lengths[name] < 1e-12:
             continue
-        # LoRA and DoRA share a ray: drawn beside it, left and right, each stays visible.
-        aside = {"base": 0.0, "lora": 0.08, "dora": -0.08}[name] / lengths[name]
-        shift = (-aside * row[1], aside * row[0])
         shape = {"arrowstyle": "-|>", "color": COLORS[name], "linewidth": widths[name]}
-        plane.annotate(
-            "",
-            xy=(row[0] + shift[0], row[1] + shift[1]),
-            xytext=shift,
-            arrowprops={**shape, "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0},
-        )
+        shape |= {"mutation_scale": heads[name], "shrinkA": 0, "shrinkB": 0}
+        plane.annotate("", xy=row, xytext=(0, 0), arrowprops=shape)
     plane.set(xlim=(-4.2, 4.2), ylim=(-4.2, 4.2), aspect="equal")
     plane.set(xlabel="weight of input 1", ylabel="weight of input 2")
     plane.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
@@ -243,9 +237,9 @@ def two_norms(weight: Tensor) -> Figure:
 @styled
 def dora_diagram(in_features: int, out_features: int, rank: int) -> Figure:
     """How DoRALinear computes y: where g acts, and where the bias joins."""
-    figure = new_figure(8.4, 3.0)
+    figure = new_figure(8.6, 3.5)
     axes = figure.subplots()
-    axes.set(xlim=(0, 100), ylim=(0, 42))
+    axes.set(xlim=(0, 104), ylim=(0, 53))
     axes.axis("off")
 
     def box(x: float, y: float, width: float, text: str, color: str) -> None:
@@ -281,23 +275,25 @@ def dora_diagram(in_features: int, out_features: int, rank: int) -> Figure:
         ((91.5, 21), (95, 21)),
     ]:
         arrow(start, end)
-    axes.text(
-        78,
-        34,
-        "$g = m\\,/\\,\\|W + sBA\\|_{row}$\nno gradient through the norm",
-        ha="center",
-    )
-    arrow((76.5, 33), (76.5, 26))
-    link: dict[str, Any] = {"color": COLORS["dora"], "ls": ":", "lw": 1.2}  # what g is made from
-    axes.plot([43, 64], [35.5, 35.5], **link)
-    axes.plot([19.5, 19.5, 76.5, 76.5], [4, 1, 1, 4], **link)
-    axes.plot([38.5, 38.5], [4, 1], **link)
-    axes.plot([52.5, 52.5], [4, 1], **link)
-    axes.annotate("", (76.5, 16), (76.5, 3), arrowprops={"arrowstyle": "-|>", **link})
+    formula = "$g = m\\,/\\,\\|W + sBA\\|_{row}$\nno gradient through the norm"
+    axes.text(76.5, 35.5, formula, ha="center", va="center")
+    arrow((76.5, 31.5), (76.5, 26))
+    box(44, 47, 11, f"m\n({out_features},)", COLORS["dora"])
+    link: dict[str, Any] = {"color": COLORS["dora"], "ls": ":", "lw": 1.2}
+    # What g is made from, each line into the formula: W, m, and round the right A, B and s.
+    for corners in (
+        [(43, 35.5), (63.5, 35.5)],
+        [(56, 47), (76.5, 47), (76.5, 39.5)],
+        [(19.5, 4), (19.5, 1), (102.5, 1), (102.5, 35.5), (89.5, 35.5)],
+    ):
+        axes.plot(*zip(*corners[:-1], strict=True), **link)
+        axes.annotate("", corners[-1], corners[-2], arrowprops={"arrowstyle": "-|>", **link})
+    for x in (38.5, 52.5):
+        axes.plot([x, x], [4, 1], **link)
     headline(figure, "g scales both paths together; the bias joins after it, never scaled")
     figure.set_label(
         "Diagram: x goes through the frozen W and, beside it, through A, B and the factor s, and "
-        "W, A, B and s also give g. "
+        "W, A, B and s also give g, together with the magnitude m. "
         "The two results are added, multiplied by g, one factor for each output, and then the "
         "bias is added."
     )
@@ -401,7 +397,8 @@ def held_for_backward(full: Mapping[str, int], detached: Mapping[str, int], lora
     most, least = max(saved, key=saved.__getitem__), min(saved, key=saved.__getitem__)
     finding = f"Detaching the norm saves {saved[most]:.2f} MiB in the {most}"
     if most != least:
-        finding += f", {saved[least]:.2f} in the {least}"
+        little = saved[least] < 0.01 * full[least] / 2**20
+        finding += f", {'about 0' if little else f'{saved[least]:.2f}'} in the {least}"
     headline(figure, finding)
     figure.set_label(
         "Bars of the memory held for the backward pass, full gradient against detached norm: "

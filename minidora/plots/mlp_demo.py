@@ -1,5 +1,6 @@
 """A whole model, trained and compared: the figures of lesson 4."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -49,6 +50,8 @@ def shifted_digits(images: Images, name: str, before: Tensor, after: Tensor) -> 
                 f"reads {answers[column]}" + ("" if right else " ✗"),
                 color="black" if right else WRONG,
             )
+            if axes in grid[1]:
+                axes.set_xlabel(f"a {seen.y[column]}")
         grid[row, 0].set_ylabel(title)
     score = [100 * float((answers == images.y).double().mean()) for answers in (before, after)]
     headline(
@@ -68,11 +71,11 @@ def shifted_digits(images: Images, name: str, before: Tensor, after: Tensor) -> 
 def learning_rate_curves(comparison: Comparison) -> Figure:
     """Validation accuracy against the learning rate, the mean over the seeds and its error.
 
-    Lines join the rates that were tried on every seed; a ring is one seed's choice, which may be
-    another than that of the mean.
+    Lines join the rates that were tried on every seed. Below, how many seeds chose which rate: a
+    seed's choice may be another than that of the mean.
     """
-    figure = new_figure(7.4, 4.0)
-    axes = figure.subplots()
+    figure = new_figure(7.4, 4.6)
+    axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1.0))
     best = {}
     for k, (name, results) in enumerate(comparison.results.items()):
         rates = sorted(set.intersection(*(set(result.validation) for result in results)))
@@ -89,10 +92,13 @@ def learning_rate_curves(comparison: Comparison) -> Figure:
             capsize=2,
             label=f"{NAMES[name]}: mean best at {best[name]:g}",
         )
-        chosen = [(r.learning_rate * beside, r.validation[r.learning_rate]) for r in results]
-        axes.plot(*zip(*chosen, strict=True), "o", mfc="none", ms=8, alpha=0.6, color=COLORS[name])
-    axes.plot([], [], "o", mfc="none", ms=8, color="#555555", label="one seed's choice")
-    axes.set(xscale="log", xlabel="learning rate of Adam", ylabel="validation accuracy (%)")
+        for rate, count in sorted(Counter(r.learning_rate for r in results).items()):
+            strip.text(rate, k, f"{count}", color=COLORS[name], ha="center", va="center", size=10)
+    axes.set(xscale="log", ylabel="validation accuracy (%)")
+    strip.set(xlabel="learning rate of Adam", ylim=(len(comparison.results) - 0.5, -0.5))
+    strip.set_yticks(range(len(comparison.results)), [NAMES[name] for name in comparison.results])
+    strip.set_title("how many seeds chose the rate")
+    rows_only(strip)
     ticks = sorted(
         {rate for rows in comparison.results.values() for r in rows for rate in r.validation}
     )
@@ -103,8 +109,8 @@ def learning_rate_curves(comparison: Comparison) -> Figure:
     by_rate: dict[float, list[str]] = {}
     for name, rate in best.items():
         by_rate.setdefault(rate, []).append(NAMES[name])
-    found = " and at ".join(f"{rate:g} for {listed(names)}" for rate, names in by_rate.items())
-    headline(figure, f"The mean validation accuracy is best at {found}")
+    found = "; ".join(f"at {rate:g} for {listed(names)}" for rate, names in by_rate.items())
+    headline(figure, f"The mean validation accuracy is best {found}")
     said = ", ".join(f"{NAMES[name]} at {rate:g}" for name, rate in best.items())
     figure.set_label(
         f"Validation accuracy against the learning rate, mean of {len(comparison.seeds)} seeds "
@@ -128,7 +134,8 @@ def training_curves(comparison: Comparison) -> Figure:
         numbers = [epoch.number for epoch in history.epochs]
         validation = [epoch.validation.loss for epoch in history.epochs if epoch.validation]
         left.plot(numbers, [epoch.train_loss for epoch in history.epochs], color=COLORS[name])
-        right.plot(numbers, validation, color=COLORS[name], label=NAMES[name])
+        rate = f"{NAMES[name]}, rate {results[0].learning_rate:g}"
+        right.plot(numbers, validation, color=COLORS[name], label=rate)
         right.plot(kept[name], min(validation), "o", color=COLORS[name], fillstyle="none")
         final[name] = history.epochs[-1].train_loss
         lowest[name] = min(validation)
@@ -184,7 +191,7 @@ def paired_differences(comparison: Comparison, pairs: Sequence[tuple[str, str]])
     handles: list[Any] = [
         Line2D([], [], marker="o", color="#777777", linestyle="", markersize=4, label="one seed"),
         Line2D([], [], marker="D", color="#333333", linewidth=2.4, label="mean, 95 % interval"),
-        Patch(color="#eeeeee", label="too small to detect (power 80 %)"),
+        Patch(color="#eeeeee", label="true differences often missed"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     found = sum("detected" not in line for line in said)
@@ -234,7 +241,8 @@ def seeds_needed(spread: float, reported: Mapping[str, float] | None = None) -> 
     five = detectable[counts.index(5)]
     headline(
         figure,
-        f"With a spread of {spread:.2g} points, 5 seeds detect {five:.2g} points and more",
+        f"With a standard deviation of {spread:.2g} points from seed to seed, "
+        f"5 seeds detect {five:.2g} points and more",
     )
     said = "".join(
         f" {name} ({level:g} points) takes {needed[name]} seeds."

@@ -21,10 +21,9 @@ def tips(figure: Figure) -> list[complex]:
     return [complex(*text.xy) for text in figure.axes[0].texts if hasattr(text, "xy")]
 
 
-def arrows(figure: Figure) -> list[complex]:
-    """The same from their own starts: two that share a ray are drawn beside it."""
-    found = [text for text in figure.axes[0].texts if hasattr(text, "xy")]
-    return [complex(*text.xy) - complex(*text.xyann) for text in found]
+def starts(figure: Figure) -> set[complex]:
+    """Where they start."""
+    return {complex(*text.xyann) for text in figure.axes[0].texts if hasattr(text, "xy")}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,10 @@ def test_magnitude_direction_draws_both_updates(
     figure = plots.magnitude_direction(angle, length, magnitude)
     lora = W + cmath.rect(length, math.radians(angle))
     dora = cmath.rect(magnitude, cmath.phase(lora))
-    assert arrows(figure) == pytest.approx([W, lora, dora])
+    assert tips(figure) == pytest.approx([W, lora, dora])
+    assert starts(figure) == {0}
+    widths = [text.arrow_patch.get_linewidth() for text in figure.axes[0].texts]
+    assert widths == sorted(widths, reverse=True)  # what is drawn later hides nothing
 
     widths = [bar.get_width() for bar in figure.axes[1].patches]
     assert widths == pytest.approx([2.0, abs(lora), magnitude])
@@ -47,7 +49,7 @@ def test_magnitude_direction_draws_both_updates(
 
 def test_magnitude_direction_where_nothing_is_left_of_the_row() -> None:
     figure = plots.magnitude_direction(180 + math.degrees(cmath.phase(W)), 2.0, 1.0)
-    assert arrows(figure) == [W]  # no arrow for a row of length 0
+    assert tips(figure) == [W]  # no arrow for a row of length 0
     assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([2, 0, 0], abs=1e-9)
     assert "no direction" in title(figure)
 
@@ -116,7 +118,10 @@ def test_held_for_backward_states_what_detaching_saves() -> None:
     detached = {"merged form": 8 * mib, "compose form": mib // 2}
     figure = plots.held_for_backward(full, detached, 4096)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [8, 8, 5, 0.5, 4096 / mib]
-    check(figure, "saves 4.50 MiB in the compose form, 0.00 in the merged form")
+    check(figure, "saves 4.50 MiB in the compose form, about 0 in the merged form")
+    full["merged form"] += mib // 2
+    figure = plots.held_for_backward(full, detached, 4096)
+    check(figure, "in the compose form, 0.50 in the merged form")
 
 
 def test_singular_values_counts_both_ranks() -> None:
@@ -142,9 +147,23 @@ def test_magnitude_share_finds_the_ends_in_any_order() -> None:
 
 
 def test_dora_diagram_names_the_shapes() -> None:
-    texts = [text.get_text() for text in plots.dora_diagram(48, 64, 4).axes[0].texts]
-    for shape in ("(64, 48)", "A\n(4, 48)", "B\n(64, 4)", "(64,)", "+ bias"):
+    figure = plots.dora_diagram(48, 64, 4)
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    for shape in ("(64, 48)", "A\n(4, 48)", "B\n(64, 4)", "m\n(64,)", "· g\n(64,)", "+ bias"):
         assert any(shape in text for text in texts), shape
+
+
+def test_dora_diagram_leads_w_m_and_the_factors_into_the_formula() -> None:
+    figure = plots.dora_diagram(48, 64, 4)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    formula = next(text for text in axes.texts if "no gradient" in text.get_text())
+    area = formula.get_window_extent().padded(12)
+    links = [text for text in axes.texts if hasattr(text, "arrow_patch")]
+    dotted = [link for link in links if link.arrow_patch.get_linestyle() == ":"]
+    assert len(dotted) == 3  # W, m, and A, B and s together
+    for link in dotted:
+        assert area.contains(*axes.transData.transform(link.xy))
 
 
 def test_what_is_drawn_without_data_states_its_finding() -> None:
