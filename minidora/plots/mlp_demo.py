@@ -110,7 +110,7 @@ def learning_rate_curves(comparison: Comparison) -> Figure:
     for name, rate in best.items():
         by_rate.setdefault(rate, []).append(NAMES[name])
     found = "; ".join(f"at {rate:g} for {listed(names)}" for rate, names in by_rate.items())
-    headline(figure, f"The mean validation accuracy is best {found}")
+    headline(figure, f"The mean is best {found}")
     said = ", ".join(f"{NAMES[name]} at {rate:g}" for name, rate in best.items())
     figure.set_label(
         f"Validation accuracy against the learning rate, mean of {len(comparison.seeds)} seeds "
