@@ -135,7 +135,15 @@ def test_reopened_it_says_what_its_sliders_need(lab: Lab, name: str, kernel: str
         lab.open(path)
     lost = re.compile("model not found|Loading widget|Error displaying widget|[HV]Box\\(")
     areas = lab.page.locator(".jp-Cell-outputArea").filter(has_text=WITHOUT_KERNEL)
-    assert areas.count()
+    sliders = sum(WITHOUT_KERNEL in str(cell["outputs"]) for cell in lab.cells())
+    expect(areas).to_have_count(
+        sliders, timeout=PATIENCE * 1000
+    )  # JupyterLab adds cells one by one
+    lab.page.wait_for_function(
+        "() => document.querySelectorAll('.jp-Notebook .jp-Cell').length"
+        " === jupyterapp.shell.currentWidget.content.widgets.length"
+    )
+    assert sliders
     for number, area in enumerate(areas.all(), start=1):
         for _ in range(2):  # cells before it get their heights while it is scrolled to
             area.scroll_into_view_if_needed()
