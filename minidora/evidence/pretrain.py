@@ -26,7 +26,7 @@ from minidora.data import load_text, split_text
 from minidora.dora import DoRALinear, dora_weight
 from minidora.geometry import Tracker
 from minidora.models import PAPER_TARGETS, CharGPT, load_pretrained
-from minidora.training import evaluate_text, fit_text
+from minidora.training import evaluate_text, fit_text, progress_bar
 
 EVIDENCE = Path(__file__).with_name("runs.jsonl")
 PRETRAIN_STEPS = 4000
@@ -224,8 +224,6 @@ def _drop_half_a_line(path: Path) -> None:
 
 
 def _run_missing(runs: list[Run], path: Path, workers: int) -> None:
-    from tqdm.auto import tqdm
-
     keys = Run.__dataclass_fields__
     done = {Run(**{key: row[key] for key in keys}) for row in read_results(path)}
     missing = [run for run in runs if run not in done]
@@ -233,6 +231,7 @@ def _run_missing(runs: list[Run], path: Path, workers: int) -> None:
         ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         path.open("a", encoding="utf-8") as file,
     ):
-        for row in tqdm(pool.map(execute, missing), total=len(missing), desc="runs"):
+        rows = pool.map(execute, missing)
+        for _, row in zip(progress_bar(missing, "runs"), rows, strict=True):
             file.write(json.dumps(row) + "\n")
             file.flush()
