@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,8 @@ class Lab:
         self.said = ""
         self.page.keyboard.type(f"{line}; echo en''ded")
         self.page.keyboard.press("Enter")
+        deadline = time.monotonic() + PATIENCE
         while "ended\r\n" not in self.said:
+            assert time.monotonic() < deadline, f"{line} does not end: {self.said}"
             self.page.wait_for_timeout(200)
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\].*?\x07", "", self.said)
