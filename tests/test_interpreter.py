@@ -126,9 +126,10 @@ def test_which_exercises_need_triton() -> None:
 def test_without_triton_an_exercise_is_not_possible(
     exercise: Exercise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given = answer(exercise)
     monkeypatch.setattr(interpreter, "problem", "Triton cannot be imported here.")
     with pytest.raises(NotPossible) as caught:
-        exercise(answer(exercise))
+        exercise(given)
     assert str(caught.value) == (
         f"{exercise.label} is not possible here. Triton cannot be imported here."
     )
