@@ -120,11 +120,11 @@ def page(
 ) -> None:
     """Write FOLDER/README.md from its JSON files."""
     from minidora.classroom.files import UserError, write_whole
-    from minidora.evidence import bench
+    from minidora.evidence import bench, bench_tables
 
     try:
         reports = bench.load_reports(folder)
-        text = bench.page(reports)
+        text = bench_tables.page(reports)
     except ValueError as error:
         raise UserError(f"{folder} holds more than reports, or damaged ones: {error}") from None
     if not reports:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minidora.evidence.bench import load_reports
+from minidora.evidence.bench_tables import norm_share
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "h200"
 MISSING = "no benchmarks/h200/*.json here: they are in the course's repository"
@@ -32,14 +33,31 @@ FASTER_THAN_PEFT = 1.6  # aimed at where a LLaMA-7B has enough to do, or recompu
 
 
 def aims(reports: dict[str, Any]) -> str:
-    """What was aimed at beside what was measured, and PEFT's DoRA in the same run."""
+    """What was aimed at beside what was measured, and PEFT's DoRA in the same run.
+
+    Of a layer also the norm's share of a LoRA step, by FLOPs and by time: the time is what reusing
+    the norm takes away.
+    """
     found = _ratios(reports["gpu-layers"], reports["gpu-llama"])
-    lines = ["| training step | aim | DoRA, ours | | DoRA, PEFT |", "|---|---|---|---|---|"]
+    norm = {}
+    for row in reports["gpu-layers"]["results"]:
+        if row["contender"] == "DoRA, norms reused":
+            case = row["features"], row["tokens"], row["rank"]
+            what = "layer, CUDA graph: {} features, {} tokens, rank {}".format(*case)
+            norm[what] = norm_share(*case), found[what]["dora"] - row["graph_ratio"]
+    lines = [
+        "| training step | aim | DoRA, ours | verdict | DoRA, PEFT | norm / LoRA: FLOPs | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for what, aim in AIMS:
         ours, theirs = found[what]["dora"], found[what].get("peft_dora")
         verdict = "met" if round(ours, 2) <= aim else "missed"
         beside = "" if theirs is None else f"{theirs:.2f}"
-        lines.append(f"| {what} | {aim:.2f} | {ours:.2f} | {verdict} | {beside} |")
+        shares = " | "
+        if what in norm:
+            flops, seconds = norm[what]
+            shares = f"{100 * flops:.1f} % | {100 * seconds:.0f} %"
+        lines.append(f"| {what} | {aim:.2f} | {ours:.2f} | {verdict} | {beside} | {shares} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """What the layers cost: the figures of lesson 6."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     Args:
         report: as bench wrote it.
         work: "training step", or "one token", where DoRA also keeps g, and a shape is the same
-            whatever its tokens: its first row is drawn.
+            whatever its tokens: the first of its rows is drawn, and labelled so.
 
     Raises:
         ValueError: another work, or one that the report does not have.
@@ -57,6 +58,7 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
         tokens = f"{row['tokens']} tokens, " if work == "training step" else ""
         return f"{row['features']} features, {tokens}r {row['rank']}"
 
+    runs = Counter(shape(r) for r in results if r["contender"] == "DoRA")
     results = list({(r["contender"], shape(r)): r for r in reversed(results)}.values())[::-1]
     shapes = list(dict.fromkeys(map(shape, results)))
     middles: dict[str, dict[int, float]] = {}  # contender -> row -> median
@@ -81,7 +83,8 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     axes.xaxis.set_minor_formatter("")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"{work}: time / LoRA's, median and quartiles")
-    axes.set_yticks(range(len(shapes)), shapes)
+    labels = [f"{name} (first of {runs[name]} runs)" if runs[name] > 1 else name for name in shapes]
+    axes.set_yticks(range(len(shapes)), labels)
     axes.set_ylim(len(shapes) - 0.5, -0.5)
     rows_only(axes)
     figure.legend(loc="outside lower center", ncols=5)
@@ -175,6 +178,7 @@ def held_by_form(forms: Mapping[str, Mapping[str, tuple[int, str]]]) -> Figure:
     colors = dict(zip(names, palette, strict=False))
     figure = new_figure(8.6, 1.2 + 0.62 * len(forms))
     axes = figure.subplots()
+    thin = dict.fromkeys(names)  # without a bar that has room for the name
     for row, (form, held) in enumerate(forms.items()):
         left = 0.0
         for name, size in mib[form].items():
@@ -183,13 +187,16 @@ def held_by_form(forms: Mapping[str, Mapping[str, tuple[int, str]]]) -> Figure:
             )
             if size > 0.02 * max(total.values()):
                 axes.text(left + size / 2, row, name, ha="center", va="center")
+                thin.pop(name, None)
             left += size
         why = "; ".join(f"{name}: {reason}" for name, (_, reason) in held.items())
         axes.text(left + 0.15, row, f"{total[form]:.2f}", va="center", fontweight="bold")
         axes.text(0, row - 0.25, why or "nothing", va="bottom")
     axes.set_yticks(range(len(forms)), list(forms))
     axes.set_ylim(len(forms) - 0.6, -0.75)
-    axes.set(xlabel="held for the backward pass (MiB)", xlim=(0, 1.1 * max(total.values())))
+    unseen = f"; too thin to see: {'; '.join(thin)}" if thin else ""
+    axes.set_xlabel(f"held for the backward pass (MiB{unseen})")
+    axes.set_xlim(0, 1.1 * max(total.values()))
     rows_only(axes)
     lora, *others = total
     most, least = max(others, key=total.__getitem__), min(others, key=total.__getitem__)
@@ -211,11 +218,14 @@ def held_by_form(forms: Mapping[str, Mapping[str, tuple[int, str]]]) -> Figure:
 
 
 @styled
-def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
+def bytes_alive(
+    histories: Mapping[str, tuple[Sequence[int], int]], at_peak: Mapping[str, str]
+) -> Figure:
     """Memory during one training step, operation by operation.
 
     Args:
         histories: form -> (LiveBytes.history of a step, operations in its forward pass).
+        at_peak: form -> what it computes where its memory is highest, written beside that place.
     """
     figure = new_figure(8.2, 3.6)
     axes = figure.subplots()
@@ -229,9 +239,19 @@ def bytes_alive(histories: Mapping[str, tuple[Sequence[int], int]]) -> Figure:
         progress += [1 + i / backward for i in range(backward + 1)]
         peaks[name] = max(mib)
         axes.plot(progress, mib, color=color, drawstyle="steps-post", lw=1.8, label=name)
+        if name in at_peak:
+            place = mib.index(peaks[name])
+            axes.annotate(
+                at_peak[name],
+                (progress[place], mib[place]),
+                xytext=(8, -4),
+                textcoords="offset points",
+                va="top",
+            )
     axes.axvline(1, color=COLORS["base"], lw=1, zorder=0)
-    axes.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "50", "100 | 0", "50", "100"])
-    axes.set_xlabel("forward pass, then backward pass (% of its operations)")
+    between = "forward ends,\nbackward starts"
+    axes.set_xticks([0, 0.5, 1, 1.5, 2], ["start", "half", between, "half", "end"])
+    axes.set_xlabel("each pass by its operations, evenly spaced")
     axes.set(ylabel="alive (MiB)", xlim=(0, 2), ylim=(0, 1.05 * max(peaks.values())))
     axes.legend()
     first, *_, last = peaks
@@ -256,7 +276,7 @@ def digits_lost(
     """Error of the norm of W + s B A where the sum nearly cancels.
 
     Args:
-        residuals: ||W + s B A|| / ||W||, falling.
+        residuals: ||W + s B A|| / ||W||.
         errors: way to compute the norm -> its relative error at each residual. The first is the
             factored formula, the last the package's.
         expected: what the arithmetic says of the factored formula.
@@ -270,12 +290,12 @@ def digits_lost(
         axes.plot(residuals, values, marker, ls="-", lw=1, color=color, markersize=size, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.invert_xaxis()
     axes.axhline(1, color="#dddddd", lw=1, zorder=0)
     axes.set(xlabel="what is left of W: ||W + s B A|| / ||W||", ylabel="relative error of the norm")
     axes.legend()
     (formula, lost), *_, (ours, kept) = errors.items()
     place = min(range(len(residuals)), key=lambda i: abs(math.log(residuals[i] / 0.01)))
+    last = min(range(len(residuals)), key=residuals.__getitem__)
     left = f"{100 * residuals[place]:.2g} %"
     headline(
         figure,
@@ -285,8 +305,8 @@ def digits_lost(
     figure.set_label(
         f"Relative error of the norm against what is left of W, both logarithmic. At {left}: "
         + ", ".join(f"{name} {values[place]:.1e}" for name, values in errors.items())
-        + f". At the smallest residual, {residuals[-1]:g}: "
-        + ", ".join(f"{name} {values[-1]:.1e}" for name, values in errors.items())
+        + f". At the smallest residual, {residuals[last]:.1g}: "
+        + ", ".join(f"{name} {values[last]:.1e}" for name, values in errors.items())
         + "."
     )
     return figure

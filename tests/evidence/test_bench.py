@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from minidora.cli import app
-from minidora.evidence import bench
+from minidora.evidence import bench, bench_tables
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
@@ -46,7 +46,7 @@ def test_small_layers_are_timed_in_both_precisions() -> None:
     report = bench.run([CASE, small], torch.device("cpu"), budget=0.0)
     assert {(r["features"], r["tokens"]) for r in report["half_precision"]} == {(64, 64)}
     assert {(r["features"], r["tokens"]) for r in report["results"]} == {(192, 48), (64, 64)}
-    rows = [line.split(" | ")[0] for line in bench.markdown_table(report).splitlines()[2:]]
+    rows = [line.split(" | ")[0] for line in bench_tables.markdown_table(report).splitlines()[2:]]
     assert rows == ["| 192, 48, 4", "| 64, 64, 4", "| 64, 64, 4 (bf16)"]
 
 
@@ -127,65 +127,3 @@ def test_reports_are_read_from_the_repository_wherever_one_is(
     report = {"machine": {"dtype": "bfloat16", "mode": "eager"}, "results": []}
     (tmp_path / bench.file_name(report)).write_text(json.dumps(report))
     assert bench.load_reports(tmp_path) == {"cuda-eager": report}
-
-
-def test_the_page_is_made_of_the_committed_reports(tmp_path: Path) -> None:
-    for path in REPORTS:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    result = CliRunner().invoke(app, ["bench", "page", "--folder", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    made = (tmp_path / "README.md").read_text()
-    assert made == (ROOT / "benchmarks" / "README.md").read_text(), "run: minidora bench page"
-    assert all(bench.markdown_table(json.loads(path.read_text())) in made for path in REPORTS)
-    assert CliRunner().invoke(app, ["bench", "page", "--folder", "nowhere"]).exit_code == 2
-
-
-def row(features: int, tokens: int, contender: str, ratio: float, mib: float, **other: object):  # type: ignore[no-untyped-def]
-    made = {
-        "features": features, "tokens": tokens, "rank": 4, "work": "training step",
-        "contender": contender, "ratio": [ratio, ratio, ratio],
-        "held": int(mib * 2**20), "peak": 2**21,
-    }  # fmt: skip
-    return {**made, **other}
-
-
-SMALL_REPORT = {
-    "machine": {"mode": "eager"},
-    "results": [
-        row(64, 8, "LoRA", 1.0, 0.5),
-        row(64, 8, "DoRA", 1.104, 1.0),
-        row(64, 8, "PEFT DoRA", 1.0, 2.0),
-        row(64, 8, "PEFT LoRA", 0.9, 0.5),
-        row(128, 8, "LoRA", 1.0, 0.5),
-        row(128, 8, "DoRA", 1.3, 1.5),
-        row(128, 8, "PEFT DoRA", 1.4, 2.0),
-        row(128, 8, "PEFT LoRA", 0.9, 0.5),
-        row(128, 8, "DoRA", 7.0, 0.0, work="one token"),
-    ],
-}
-
-
-def test_the_price_names_every_shape_above_it_and_where_others_are_faster() -> None:
-    assert bench.price(SMALL_REPORT).splitlines() == [
-        "eager: at most 1.10 times LoRA's time in 1 of 2 shapes",
-        "  1.30 with 128 features, 8 tokens, rank 4",
-        "  a lower median than ours: PEFT in 1 of 2 shapes",
-        "  peak 1.00 to 1.00 times LoRA's, held 2 to 3 times",
-    ]
-
-
-def test_a_table_of_some_shapes_has_no_others() -> None:
-    rows = bench.markdown_table(SMALL_REPORT, [bench.Case(128, 8, 4)]).splitlines()[2:]
-    assert rows == ["| 128, 8, 4 | 1.30 | 1.40 | 0.90 | 0.5, 1.5, 2.0 | 2.0, 2.0, 2.0 | 25.0 % |"]
-    assert len(bench.markdown_table(SMALL_REPORT).splitlines()) == 2 + 2
-
-
-def test_the_whole_table_has_every_contender_and_both_works() -> None:
-    header, _, *rows = bench.whole_table(SMALL_REPORT).splitlines()
-    assert (
-        header == "| features, tokens, rank | LoRA, ours | DoRA, ours | LoRA, PEFT | DoRA, PEFT |"
-    )
-    assert "| 128, 8, 4: step | 1.00 | 1.30 | 0.90 | 1.40 |" in rows
-    assert "| 128, 8, 4: held | 0.50 | 1.50 | 0.50 | 2.00 |" in rows
-    assert "| 128, 8, 4: one token |  | 7.00 |  |  |" in rows
-    assert len(rows) == 2 * 4

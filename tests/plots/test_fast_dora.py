@@ -94,6 +94,7 @@ def test_held_by_form_draws_each_tensor_to_scale_with_its_reason() -> None:
     assert axes.patches[2].get_facecolor() == axes.patches[3].get_facecolor()  # both are u
     drawn = [text.get_text() for text in axes.texts]
     assert {"V: the norm; u: gradient of g", "h: gradient of B", "nothing"} <= set(drawn)
+    assert axes.get_xlabel() == "held for the backward pass (MiB; too thin to see: h)"
 
 
 def test_bytes_alive_puts_the_end_of_the_forward_pass_at_one() -> None:
@@ -103,20 +104,25 @@ def test_bytes_alive_puts_the_end_of_the_forward_pass_at_one() -> None:
             "first": ([mib, 2 * mib, 3 * mib, mib], 3),
             "large": ([9 * mib, 5 * mib], 1),
             "last": ([2 * mib, mib], 1),
-        }
+        },
+        at_peak={"first": "a product"},
     )
     check(figure, "first 3.0 MiB, large 9.0 MiB, last 2.0 MiB")
     lines = figure.axes[0].get_lines()
     assert list(lines[0].get_xdata()) == pytest.approx([0, 1 / 3, 2 / 3, 1, 2])
     assert list(lines[0].get_ydata()) == pytest.approx([0, 1, 2, 3, 1])
     assert list(lines[1].get_xdata()) == pytest.approx([0, 1, 2])
+    [note] = figure.axes[0].texts
+    assert note.get_text() == "a product"
+    assert note.xy == pytest.approx((1, 3))
 
 
 def test_digits_lost_reports_the_residual_nearest_to_a_hundredth() -> None:
     errors = {"formula": [1e-7, 1e-3, 0.1], "dense": [1e-8] * 3, "ours": [1e-7, 2e-7, 1e-6]}
     figure = plots.digits_lost([1.0, 0.01, 0.001], errors, [1e-7, 1e-3, 0.1])
     check(figure, "Where 1 % of W is left, formula is off by 1e-03, ours by 2e-07")
-    assert figure.axes[0].get_xlim()[0] > figure.axes[0].get_xlim()[1]
+    assert figure.axes[0].get_xlim()[0] < figure.axes[0].get_xlim()[1]
+    assert "At the smallest residual, 0.001: formula 1.0e-01" in str(figure.get_label())
 
 
 def test_roundings_names_the_worst_and_the_best_form() -> None:
@@ -179,7 +185,8 @@ def test_bench_ratios_of_one_token_and_of_compiled_layers() -> None:
     check(figure, "Our DoRA takes 3.00 to 3.00 times LoRA's time for one token", "g kept: 1.05")
     check(figure, "1.05 to 1.05 with g kept")
     # The tokens of the step are not those of this work: one shape, drawn once.
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["64 features, r 2"]
+    [tick] = figure.axes[0].get_yticklabels()
+    assert tick.get_text() == "64 features, r 2 (first of 2 runs)"
     compiled = {**REPORT, "machine": {"mode": "compiled"}}
     check(plots.bench_ratios(compiled), "Compiled, our DoRA takes 1.20")
     with pytest.raises(ValueError, match="one of training step, one token, got 'sleep'"):
