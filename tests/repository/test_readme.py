@@ -159,7 +159,8 @@ def test_pip_lines(tmp_path):
     for name in ("minidora", "minidora_command.py", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    environment = run(PIP_LINES[0], cwd=tmp_path)
+    assert PIP_LINES[0].startswith("python3 ")  # here the Python whose packages are in reach
+    environment = run(PIP_LINES[0].replace("python3", sys.executable, 1), cwd=tmp_path)
     assert environment.returncode == 0, environment.stderr
     packages = next(tmp_path.glob(".venv/lib/python*/site-packages"))
     here = next(Path(path) for path in sys.path if path.endswith("site-packages"))
