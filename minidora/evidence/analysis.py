@@ -8,7 +8,9 @@
 Nothing here runs a model. A loss is the mean cross-entropy on the test part, in nats a character.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -203,10 +205,19 @@ def half_rank(runs: Iterable[Row]) -> dict[int, Difference]:
 
 
 class AtEqualBudget(NamedTuple):
-    """DoRA at one rank against LoRA with as many trained numbers."""
+    """DoRA at one rank against LoRA with as many trained numbers.
+
+    Attributes:
+        trained: DoRA's trained numbers.
+        more: by what share they exceed LoRA's: 0 where LoRA is interpolated.
+        difference: DoRA's loss minus LoRA's; below 0 DoRA is better.
+        bend: by how much the straight line puts LoRA's loss too high, and so favours DoRA.
+    """
 
     trained: int
+    more: float
     difference: Difference
+    bend: float
 
 
 def trained_numbers(runs: Iterable[Row]) -> dict[str, dict[int, int]]:
@@ -231,8 +242,8 @@ def budget_means(runs: Iterable[Row]) -> dict[str, dict[int, float]]:
 def equal_budget(runs: Iterable[Row]) -> dict[int, AtEqualBudget]:
     """{rank: DoRA minus LoRA at DoRA's number of trained parameters}, paired over seeds.
 
-    LoRA's loss is interpolated between its ranks: see intervals.at_as_many. DoRA's highest rank is
-    left out: it trains more than any LoRA here. Below 0 DoRA is better.
+    LoRA's loss is interpolated between its ranks: see intervals.at_as_many. DoRA's highest rank
+    trains a little more than any LoRA here, so it stands against LoRA's highest rank as it is.
     """
     runs = list(runs)
     losses, trained = rank_losses(runs), trained_numbers(runs)
@@ -241,13 +252,40 @@ def equal_budget(runs: Iterable[Row]) -> dict[int, AtEqualBudget]:
         trained["lora"][rank]: [by_seed[seed] for seed in seeds]
         for rank, by_seed in losses["lora"].items()
     }
+    bends = _bends({count: fmean(values) for count, values in lora.items()})
+    largest = max(lora)
     found = {}
     for rank, count in sorted(trained["dora"].items()):
-        line = at_as_many(count, lora)
-        if line is not None:
-            dora = [losses["dora"][rank][seed] for seed in seeds]
-            found[rank] = AtEqualBudget(count, paired_difference(dora, line))
+        inside = count <= largest
+        line = at_as_many(count, lora) if inside else lora[largest]
+        if line is None:
+            continue  # fewer than any LoRA
+        difference = paired_difference([losses["dora"][rank][seed] for seed in seeds], line)
+        more = 0.0 if inside else count / largest - 1
+        found[rank] = AtEqualBudget(count, more, difference, bends(count) if inside else 0.0)
     return found
+
+
+def _bends(curve: Mapping[int, float]) -> Callable[[int], float]:
+    """How far the straight line between two points of a curve over ln(x) lies above a parabola.
+
+    The parabola goes through the two points around x and a third beside them; where there is one on
+    either side, it is the mean of the two.
+    """
+    points = sorted((math.log(x), y) for x, y in curve.items())
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(points)]
+    curvatures = [  # divided differences: the factor of x squared through three neighbours
+        (slopes[k + 1] - slopes[k]) / (points[k + 2][0] - points[k][0])
+        for k in range(len(slopes) - 1)
+    ]
+
+    def bend(x: int) -> float:
+        at = math.log(x)
+        k = next(k for k, (low, high) in enumerate(pairwise(points)) if low[0] <= at <= high[0])
+        beside = fmean(curvatures[max(k - 1, 0) : k + 1])
+        return beside * (at - points[k][0]) * (points[k + 1][0] - at)
+
+    return bend
 
 
 def tuning_curve(runs: Iterable[Row], method: str, targets: str) -> dict[float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -97,11 +98,14 @@ def movement(groups: Mapping[str, Sequence[Dot]], upto: int | None = None) -> Fi
     last = max(dot.step for dots in groups.values() for dot in dots if upto is None or
                dot.step <= upto)  # fmt: skip
     signs = {
-        "rises with ΔD": [NAMES[name] for name, r in correlations.items() if r > 0],
+        "rises": [NAMES[name] for name, r in correlations.items() if r > 0],
         "falls": [NAMES[name] for name, r in correlations.items() if r < 0],
     }
     said = ", ".join(f"{sign} in {listed(names)}" for sign, names in signs.items() if names)
-    finding = f"Up to step {last}, ΔM {said}" if said else f"Up to step {last}, no r is defined"
+    through = "the line through all layers"
+    finding = (
+        f"Up to step {last}, {through} {said}" if said else f"Up to step {last}, no r is defined"
+    )
     headline(figure, f"{finding} (the axes differ)")
     figure.set_label(
         f"Change in magnitude against change in direction, one path for each layer and one fitted "
@@ -228,15 +232,20 @@ def correlation_variants(variants: Mapping[str, Mapping[str, Correlation]]) -> F
 
 
 @styled
-def loss_strip(losses: Mapping[str, tuple[str, Mapping[int, float]]], before: float) -> Figure:
+def loss_strip(
+    losses: Mapping[str, tuple[str, Mapping[int, float]]],
+    before: float,
+    differences: Mapping[str, Difference],
+) -> Figure:
     """The test loss of each setting, seed by seed; lines join what one seed reached.
 
     Args:
         losses: {label: (method, {seed: loss})}.
         before: the loss of the pretrained model, for the caption.
+        differences: {label: DoRA minus LoRA}, drawn beside: too small to be seen among the losses.
     """
-    figure = new_figure(7.2, 3.4)
-    axes = figure.subplots()
+    figure = new_figure(9.2, 3.6)
+    axes, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     values = [by_seed for _, by_seed in losses.values()]
     for seed in values[0]:
         axes.plot(range(len(values)), [v[seed] for v in values], color="#cccccc", lw=0.8, zorder=0)
@@ -247,11 +256,20 @@ def loss_strip(losses: Mapping[str, tuple[str, Mapping[int, float]]], before: fl
         axes.plot([place] * len(by_seed), list(by_seed.values()), "o", ms=3.5, alpha=0.5,
                   color=COLORS[method])  # fmt: skip
         axes.errorbar(place, mean, error, marker="D", color=COLORS[method], ms=7, capsize=4)
-        beside: dict[str, Any] = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(f"{mean:.3f}", (place, mean), **beside)
+        above: dict[str, Any] = {"xytext": (0, 13), "textcoords": "offset points", "ha": "center",
+                                 "bbox": {"fc": "white", "ec": "none", "pad": 1}}  # fmt: skip
+        axes.annotate(f"{mean:.3f}", (place, max(by_seed.values())), **above)
     axes.set_xticks(range(len(losses)), list(losses))
-    axes.set_xlim(-0.4, len(losses) - 0.4)
+    axes.set_xlim(-0.5, len(losses) - 0.5)
+    axes.margins(y=0.16)
     axes.set_ylabel("test loss (nats per character)")
+    for place, d in enumerate(differences.values()):
+        _difference(right, place, d)
+    right.axhline(0, color="#999999", lw=0.8)
+    right.set_xticks(range(len(differences)), list(differences))
+    right.set_xlim(-0.5, len(differences) - 0.5)
+    right.set_ylabel("DoRA minus LoRA (nats)")
+    right.set_title("one dot a seed,\n◆ mean and 95 %")
     best = min(means, key=means.__getitem__)
     labels = {label: one_line(label) for label in losses}
     headline(
@@ -261,9 +279,23 @@ def loss_strip(losses: Mapping[str, tuple[str, Mapping[int, float]]], before: fl
     figure.set_label(
         f"Test loss after adapting, {len(values[0])} seeds each, {before:.2f} before. "
         + ", ".join(f"{labels[label]} {mean:.3f}" for label, mean in means.items())
+        + ". Right, DoRA minus LoRA: "
+        + ", ".join(
+            f"{one_line(label)} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
+            for label, d in differences.items()
+        )
         + "."
     )
     return figure
+
+
+def _difference(axes: Axes, place: int, d: Difference, *, filled: bool = True) -> None:
+    """The differences of the seeds, and to the right of them their mean with its interval."""
+    color = COLORS["dora"]
+    axes.plot([place - 0.16] * len(d.values), d.values, "o", ms=3.5, alpha=0.55, color="#555555")
+    axes.plot([place + 0.1] * 2, [d.low, d.high], color=color, lw=2.4)
+    face = color if filled else "white"
+    axes.plot(place + 0.1, d.mean, "D", ms=7, color=color, mfc=face, mew=1.4)
 
 
 @styled
@@ -321,7 +353,7 @@ def gradient_parts(along: Tensor, across: Tensor) -> Figure:
     left.set(title=f"scaled to length 1, r = {found[0]:+.2f}", xlim=(0, 1.05), ylim=(0, 1.05))
     left.set_aspect("equal")
     left.set_ylabel("part along the row: |∇m|")
-    right.set_title(f"as they are, in mean lengths, r = {found[1]:+.2f}")
+    right.set_title(f"as they are (1 is the mean length of G), r = {found[1]:+.2f}")
     slope = found[1] * float(y.std() / x.std())
     ends = [float(x.min()), float(x.max())]
     line = [float(y.mean() + slope * (end - x.mean())) for end in ends]
@@ -343,15 +375,17 @@ def gradient_parts(along: Tensor, across: Tensor) -> Figure:
 
 @styled
 def equal_budget(
-    means: Mapping[str, Mapping[int, float]], differences: Mapping[int, tuple[int, Difference]]
+    means: Mapping[str, Mapping[int, float]],
+    differences: Mapping[int, tuple[int, float, Difference]],
 ) -> Figure:
     """Loss against trained numbers, and DoRA minus LoRA where both train as many.
 
     Args:
         means: {"lora" or "dora": {trained numbers: mean test loss}}.
-        differences: {rank: (DoRA's trained numbers, DoRA minus LoRA at as many)}.
+        differences: {rank: (DoRA's trained numbers, the share by which they exceed LoRA's, DoRA
+            minus LoRA)}; a share above 0 is drawn hollow.
     """
-    figure = new_figure(8.4, 3.7)
+    figure = new_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     for (name, curve), marker in zip(means.items(), "os", strict=True):
         left.plot(list(curve), list(curve.values()), f"{marker}-", ms=5, lw=1.4,
@@ -362,18 +396,20 @@ def equal_budget(
     left.legend(loc="upper right")
     left.set_title("mean of the seeds")
     verdicts: dict[str, list[str]] = {}
-    for place, (rank, (_, d)) in enumerate(differences.items()):
-        right.plot([place] * len(d.values), d.values, "o", ms=3.5, alpha=0.45, color="#555555")
-        right.plot([place, place], [d.low, d.high], color=COLORS["dora"], lw=2.4)
-        right.plot(place, d.mean, "D", ms=7, color=COLORS["dora"])
+    for place, (rank, (_, more, d)) in enumerate(differences.items()):
+        _difference(right, place, d, filled=not more)
         verdicts.setdefault(d.verdict, []).append(str(rank))
     right.axhline(0, color="#999999", lw=0.8)
     right.set_xticks(
-        range(len(differences)), [f"{rank}\n{n:,}" for rank, (n, _) in differences.items()]
+        range(len(differences)), [f"{rank}\n{n:,}" for rank, (n, *_) in differences.items()]
     )
-    right.set(xlabel="DoRA's rank, and what it trains", ylabel="DoRA - LoRA (nats)")
-    seeds = len(next(iter(differences.values()))[1].values)
-    right.set_title(f"{seeds} seeds, ◆ mean and 95 %")
+    right.set(xlabel="DoRA's rank, and what it trains", ylabel="DoRA minus LoRA (nats)")
+    seeds = len(next(iter(differences.values()))[2].values)
+    title = f"{seeds} seeds, ◆ mean and 95 %"
+    exceeding = [more for _, more, _ in differences.values() if more]
+    if exceeding:
+        title += f";\n◇ DoRA trains {100 * max(exceeding):.1f} % more"
+    right.set_title(title)
     lower = verdicts.get("lower", [])
     finding = f"With as many trained numbers, DoRA's loss is lower than LoRA's at {_ranks(lower)}"
     if higher := verdicts.get("higher", []):
@@ -384,8 +420,9 @@ def equal_budget(
         f"{finding}. Left: mean test loss of LoRA and DoRA against trained numbers. Right: DoRA "
         "minus LoRA at DoRA's number, LoRA interpolated: "
         + ", ".join(
-            f"rank {rank} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
-            for rank, (_, d) in differences.items()
+            f"rank {rank} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}"
+            + (f", with {100 * more:.1f} % more numbers)" if more else ")")
+            for rank, (_, more, d) in differences.items()
         )
         + "."
     )

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 
@@ -122,25 +123,53 @@ def test_equal_budget_of_losses_that_are_linear_in_the_logarithm_is_exact() -> N
                     {**row(purpose, method, "five", seed, loss, rank), "trainable": trained}
                 )
     found = analysis.equal_budget(runs)
-    assert list(found) == [1, 2, 4, 8, 16]  # rank 32 trains more than any LoRA
-    for rank, (trained, difference) in found.items():
+    assert list(found) == [*RANKS]
+    for rank, (trained, more, difference, bend) in found.items():
         assert trained == 10 * rank + 5
-        assert difference.values == pytest.approx((-0.03, -0.06))
+        assert bend == pytest.approx(0)
+        # DoRA of rank 32 trains more than any LoRA: its few more numbers stay in the difference
+        assert more == pytest.approx(325 / 320 - 1 if rank == 32 else 0)
+        left = -0.1 * math.log(1 + more)
+        assert difference.values == pytest.approx((left - 0.03, left - 0.06))
+
+
+def test_the_bend_of_a_parabola_is_how_far_its_chord_lies_above_it() -> None:
+    counts = [10, 20, 40, 80]
+
+    def loss(count: int) -> float:
+        return 3 - 0.2 * math.log(count) + 0.01 * math.log(count) ** 2
+
+    bends = analysis._bends({count: loss(count) for count in counts})
+    for count in (10, 13, 25, 77, 80):
+        chord = np.interp(math.log(count), np.log(counts), [loss(c) for c in counts])
+        assert bends(count) == pytest.approx(chord - loss(count), abs=1e-12)
 
 
 def test_equal_budget_of_the_committed_runs() -> None:
     """Worked out apart from this code when the first edition was reviewed."""
     found = analysis.equal_budget(read_results())
-    said = {rank: f"{d.mean:+.4f} ± {(d.high - d.low) / 2:.4f}" for rank, (_, d) in found.items()}
+    said = {
+        rank: f"{at.difference.mean:+.4f} ± {(at.difference.high - at.difference.low) / 2:.4f}"
+        for rank, at in found.items()
+    }
     assert said == {
         1: "+0.0007 ± 0.0019",
         2: "-0.0013 ± 0.0036",
         4: "-0.0026 ± 0.0030",
         8: "-0.0043 ± 0.0033",
         16: "-0.0038 ± 0.0020",
+        32: "-0.0080 ± 0.0028",
     }
-    assert {rank for rank, (_, d) in found.items() if d.verdict == "lower"} == {8, 16}
-    assert [trained for trained, _ in found.values()] == [13_824, 23_040, 41_472, 78_336, 152_064]
+    lower = {rank for rank, at in found.items() if at.difference.verdict == "lower"}
+    assert lower == {8, 16, 32}
+    assert [at.trained for at in found.values()] == [
+        13_824, 23_040, 41_472, 78_336, 152_064, 299_520
+    ]  # fmt: skip
+    assert [round(at.more, 4) for at in found.values()] == [0, 0, 0, 0, 0, 0.0156]
+    # numpy.polyfit of degree 2 through the neighbouring ranks, worked out apart from this code
+    assert [f"{at.bend:.4f}" for at in found.values()] == [
+        "0.0000", "0.0004", "0.0008", "0.0007", "0.0004", "0.0000"
+    ]  # fmt: skip
 
 
 def test_tuning_curve_averages_over_seeds() -> None:

@@ -24,8 +24,8 @@ GROUPS = {"full": rising(-0.2), "lora": rising(1.0), "dora": rising(0.5)}
 
 def test_movement_shows_the_steps_so_far_on_fixed_axes() -> None:
     whole, part = plots.movement(GROUPS), plots.movement(GROUPS, upto=10)
-    said = "ΔM rises with ΔD in LoRA and DoRA, falls in full fine-tuning (the axes differ)"
-    check(whole, f"Up to step 20, {said}", "full fine-tuning -1.00", "LoRA +1.00")
+    said = "the line through all layers rises in LoRA and DoRA, falls in full fine-tuning"
+    check(whole, f"Up to step 20, {said} (the axes differ)", "full fine-tuning -1.00", "LoRA +1.00")
     check(part, "Up to step 10")
     for figure, points in ((whole, 2), (part, 1)):
         for axes in figure.axes:
@@ -59,17 +59,20 @@ def test_paper_slopes_have_the_signs_of_the_paper() -> None:
 def test_equal_budget_draws_the_differences_and_names_the_ranks_that_differ() -> None:
     zero = dict.fromkeys(range(3), 0.0)
     differences = {
-        1: (100, analysis.difference({0: 0.01, 1: -0.01, 2: 0.0}, zero)),
-        2: (200, analysis.difference({0: -0.1, 1: -0.11, 2: -0.1}, zero)),
-        4: (400, analysis.difference({0: 0.1, 1: 0.11, 2: 0.1}, zero)),
+        1: (100, 0.0, analysis.difference({0: 0.01, 1: -0.01, 2: 0.0}, zero)),
+        2: (200, 0.0, analysis.difference({0: -0.1, 1: -0.11, 2: -0.1}, zero)),
+        4: (400, 0.25, analysis.difference({0: 0.1, 1: 0.11, 2: 0.1}, zero)),
     }
     means = {"lora": {80: 2.0, 160: 1.9}, "dora": {100: 1.9, 200: 1.8}}
     figure = plots.equal_budget(means, differences)
     check(figure, "lower than LoRA's at rank 2, higher at rank 4 of 1, 2, 4", "rank 2 -0.1033")
     left, right = figure.axes[:2]
     assert [dict(zip(*line.get_data(), strict=True)) for line in left.lines] == [*means.values()]
-    drawn = [line.get_ydata()[0] for line in right.lines if line.get_marker() == "D"]
-    assert drawn == pytest.approx([0.0, -0.31 / 3, 0.31 / 3])
+    drawn = [line for line in right.lines if line.get_marker() == "D"]
+    assert [line.get_ydata()[0] for line in drawn] == pytest.approx([0.0, -0.31 / 3, 0.31 / 3])
+    assert [line.get_markerfacecolor() == "white" for line in drawn] == [False, False, True]
+    assert "DoRA trains 25.0 % more" in right.get_title()
+    assert "with 25.0 % more numbers" in figure.get_label()
     check(plots.equal_budget(means, {1: differences[1]}), "lower than LoRA's at no rank of 1")
 
 
@@ -121,8 +124,10 @@ def test_loss_strip_names_the_lowest() -> None:
         "full\nfine-tuning": ("full", {0: 1.4, 1: 1.5}),
         "LoRA,\nq and v": ("lora", {0: 1.6, 1: 1.61}),
     }
-    figure = plots.loss_strip(losses, 2.13)
-    check(figure, "From 2.13", "lowest is full fine-tuning with 1.450")
+    d = analysis.difference({0: 1.5, 1: 1.6}, {0: 1.6, 1: 1.61})
+    figure = plots.loss_strip(losses, 2.13, {"q and v": d})
+    check(figure, "From 2.13", "lowest is full fine-tuning with 1.450", "q and v -0.0550")
+    assert list(figure.axes[1].lines[0].get_ydata()) == pytest.approx([-0.1, -0.01])
     seeds = [list(line.get_ydata()) for line in figure.axes[0].lines[:2]]
     assert seeds == [[1.4, 1.6], [1.5, 1.61]]
 
