@@ -17,6 +17,9 @@ LESSONS = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 BY_IPYWIDGETS = "aria-input-field-name"
 """ipywidgets gives the handle of a slider no name, and we cannot: its label stands before it."""
 
+BY_BROWSERS = "scrollable-region-focusable"
+"""At 900 pixels long formulas are moved sideways. Chromium and Firefox let the keyboard do that."""
+
 WITHOUT_SLIDERS = ("07_gpu_kernels",)
 """Its figures show what was measured or counted once."""
 
@@ -118,13 +121,14 @@ def test_a_label_shows_its_own_words_under_the_mouse(lab: Lab) -> None:
 def test_it_can_be_read(lab: Lab, name: str, width: int, theme: str) -> None:
     lab.view(width, theme)
     lab.show_whole(f"{name}-{width}-{theme.lower()}")
-    assert lab.page.evaluate(UNNAMED) == []
-    assert axe(lab.page, OURS, without=(BY_IPYWIDGETS,)) == []
-    wide = lab.page.evaluate(TOO_WIDE)
+    wide, by_others = lab.page.evaluate(TOO_WIDE), [BY_IPYWIDGETS]
     if width == WIDTHS[0]:  # beside the list of files 460 px are left, too few for a printed table
         kept = {key: wide.pop(key) for key in ("scrolled", "wrapped")}
         (lab.pictures / f"{name}-{width}.json").write_text(json.dumps(kept, indent=1))
+        by_others.append(BY_BROWSERS)
     assert not any(wide.values()), wide
+    assert lab.page.evaluate(UNNAMED) == []
+    assert axe(lab.page, OURS, without=tuple(by_others)) == []
 
 
 @pytest.mark.parametrize("kernel", ["without a kernel", "with a new kernel"])
