@@ -201,7 +201,7 @@ def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -
 def graph_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
     """factored_norm for a graph on a GPU: few products in half precision, the rest one fused pass.
 
-    A float32 number is the sum of two halves, hi + lo, to sixteen bits or more, so that
+    A float32 number is the sum of two halves, hi + lo, to 17 bits or more, so that
     W (s A)^T = W hi^T + W lo^T on tensor cores. Branch-free: see plain_norm.
     """
     A, rank = scaling * lora_A.float(), len(lora_A)

@@ -10,7 +10,7 @@
 TRITON_INTERPRET must be set before Triton is imported the first time, and importing this file does
 both. Kernels of minidora.fused on a GPU want a process in which it was not imported.
 
-Triton has packages for Linux alone (macOS and Windows have none, and torch's wheels for CPUs bring
+Triton has packages for Linux only (macOS and Windows have none, and torch's wheels for CPUs bring
 none). Where it cannot be imported, `problem` says why, stand-ins take its place, and a kernel that
 is started prints that sentence and does nothing.
 
@@ -63,7 +63,7 @@ def _load() -> tuple[Any, Any, str]:
         import triton.language as tl
     except Exception as error:  # a broken installation raises more than ImportError
         why = f"Triton cannot be imported here ({type(error).__name__}: {error})"
-        return NoTriton, NoTriton, f"{why}: it has packages for Linux alone (pip install triton)."
+        return NoTriton, NoTriton, f"{why}: it has packages for Linux only (pip install triton)."
     if type(tl.sum).__name__ != "InterpretedFunction":  # imported before, to compile
         return (
             NoTriton,

@@ -10,9 +10,9 @@ A layer is slow on a GPU when it launches much and computes little: each operati
 launch, and reads and writes its tensors in full. These kernels keep what lies between in registers.
 
 Sums are taken in float32. The tensor cores multiply numbers of half the width, so a float32 A is
-split into two of them, A = hi + lo, and W A^T = W hi^T + W lo^T: sixteen bits of A instead of
-eight. Rows that nearly cancel, or whose squares leave the range of float32, are built and summed
-in float64, by the program that finds them: nobody waits for a value.
+split into two of them, A = hi + lo, and W A^T = W hi^T + W lo^T: 17 bits of A (the sign of lo is
+one) instead of eight. Rows that nearly cancel, or whose squares leave the range of float32, are
+built and summed in float64, by the program that finds them: the CPU waits for no value.
 
 Nothing here starts a kernel: minidora.fused does. The plain form of the norm is dora.plain_norm.
 Importing this needs Triton.
@@ -64,7 +64,7 @@ def prepare_kernel(
         at = k[:, None] * m + cols[None, :]
         inside = (k < rank)[:, None] & (cols < m)[None, :]
         a = s * tl.load(A + at, inside, 0.0).to(tl.float32)
-        if SPLIT:  # to sixteen bits: two numbers of eight
+        if SPLIT:  # to 17 bits: two numbers of eight, and the sign of lo
             hi = round_to_bf16(a)
             tl.store(P + at, hi, inside)
             tl.store(P + rank * m + at, round_to_bf16(a - hi), inside)

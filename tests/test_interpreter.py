@@ -99,7 +99,7 @@ def test_without_triton_a_kernel_can_be_written(without_triton: dict[str, str]) 
     lines = python(code, without_triton).splitlines()
     why = (
         "Triton cannot be imported here (ImportError: no Triton for this system): it has packages "
-        "for Linux alone (pip install triton)."
+        "for Linux only (pip install triton)."
     )
     assert lines == [f"twice did not run. {why}", "2", f"nothing to compare. {why}"]
 

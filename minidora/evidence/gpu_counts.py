@@ -293,7 +293,7 @@ def comparison(rows: list[Row]) -> str:
     lines = [f"{'':20}   at least, ms    measured: graph, ms     eager, ms"]
     for row in rows:
         cells = (
-            f"{1e3 * time:8.2f} ({time / reference:4.2f})"
+            f"{1e3 * time:8.3f} ({time / reference:4.2f})"
             for time, reference in (
                 (row.floor, lora.floor), (row.graph, lora.graph), (row.eager, lora.eager)
             )

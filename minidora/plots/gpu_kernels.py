@@ -21,6 +21,12 @@ FORM_STYLE = {
 """Colour and marker of each form of a layer on a GPU."""
 
 
+def _in_a_title(name: str) -> str:
+    """Without a comma, which would read as the next item of a list."""
+    form, _, kind = name.partition(", ")
+    return f"{form} ({kind})" if kind else form
+
+
 @styled
 def launches_and_bytes(forms: Mapping[str, tuple[int, float]]) -> Figure:
     """What one training step starts and moves, form by form.
@@ -47,8 +53,8 @@ def launches_and_bytes(forms: Mapping[str, tuple[int, float]]) -> Figure:
     widest = max(forms, key=lambda name: forms[name][1])
     headline(
         figure,
-        f"{most} starts {forms[most][0] / lora[0]:.1f} times LoRA's kernels, "
-        f"{widest} moves {forms[widest][1] / lora[1]:.1f} times its bytes",
+        f"{_in_a_title(most)} starts {forms[most][0] / lora[0]:.1f} times LoRA's kernels, "
+        f"{_in_a_title(widest)} moves {forms[widest][1] / lora[1]:.1f} times its bytes",
     )
     figure.set_label(
         "Bars of kernels started and of MiB moved in one training step: "
@@ -81,8 +87,8 @@ def roofline(
     reached = {}
     for name, (x, y) in points.items():
         color, marker = FORM_STYLE[name]
-        axes.plot(x, y / 1e12, marker, color=color, ms=13 if name == "LoRA" else 9,
-                  ls="", label=name)  # fmt: skip
+        ring = {"ms": 16, "mfc": "none", "mew": 2} if name == "LoRA" else {"ms": 8}
+        axes.plot(x, y / 1e12, marker, color=color, ls="", label=name, **ring)
         reached[name] = y / min(peak, x * bandwidth)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -93,8 +99,8 @@ def roofline(
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     axes.set(xlabel="FLOPs for each byte moved", ylabel="TFLOP/s, measured as a CUDA graph")
-    figure.legend(loc="outside right center")
-    left = [name for name, (x, _) in points.items() if x < knee]
+    figure.legend(loc="outside right center", labelspacing=1.0)
+    left = [_in_a_title(name) for name, (x, _) in points.items() if x < knee]
     headline(
         figure,
         f"Left of the knee at {knee:.0f} FLOPs a byte, where memory is the limit: "
@@ -124,8 +130,10 @@ def tiles(tokens: int, outputs: int, TOKENS: int, OUT: int) -> Figure:
             axes.add_patch(
                 Rectangle((j * OUT, i * TOKENS), OUT, TOKENS, facecolor=shade, edgecolor="#666666")
             )
-            axes.text((j + 0.5) * OUT, (i + 0.5) * TOKENS, f"program\n({i}, {j})",
-                      ha="center", va="center")  # fmt: skip
+            # In the middle of what lies in the matrix, so that its edge crosses no label.
+            across = (j * OUT + min((j + 1) * OUT, outputs)) / 2
+            down = (i * TOKENS + min((i + 1) * TOKENS, tokens)) / 2
+            axes.text(across, down, f"program\n({i}, {j})", ha="center", va="center")
     axes.add_patch(Rectangle((0, 0), outputs, tokens, fill=False, edgecolor="#000000", lw=2.5))
     axes.set(
         xlim=(-0.5, columns * OUT + 0.5), ylim=(rows * TOKENS + 0.5, -0.5),

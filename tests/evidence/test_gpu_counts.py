@@ -109,7 +109,21 @@ def test_measured_rows_are_the_committed_ones() -> None:
     assert {"PEFT DoRA", "DoRA, first form"} <= rows.keys()
     assert all(row.floor < row.graph for row in rows.values())
     text = gpu_counts.comparison(list(rows.values()))
-    assert "LoRA                    0.36 (1.00)          0.52 (1.00)          0.90 (1.00)" in text
+    assert "LoRA                   0.363 (1.00)         0.518 (1.00)         0.896 (1.00)" in text
+
+
+def test_tables_name_the_seconds_and_the_path() -> None:
+    reports = load_reports(gpu_page.FOLDER)
+    reuse = [" ".join(line.split()) for line in gpu_page.reuse(reports).splitlines()]
+    assert "DoRA, seconds 0.216 -> 0.162 0.239 -> 0.223" in reuse
+    assert "LoRA beside it, seconds 0.142 -> 0.133 0.160 -> 0.151" in reuse
+    compiled = gpu_page.compiled_forms(reports).split("The day before:")
+    assert ["DoRA", "1.40", "(1.54)", "1.39", "(1.16)"] in map(str.split, compiled[0].splitlines())
+    assert ["LoRA", "0.90", "(1.00)", "1.16", "(1.00)"] in map(str.split, compiled[0].splitlines())
+    assert "DoRA, first form                     2.72 (2.95)   1.97 (1.96)" in compiled[1]
+    errors = gpu_page.kernel_errors(reports)
+    assert "rank  64, kernel: 5e-04" in errors
+    assert "rank 384, cuBLAS: 2e-06" in errors
 
 
 def test_without_the_repository_a_sentence_stands_there(monkeypatch: pytest.MonkeyPatch) -> None:

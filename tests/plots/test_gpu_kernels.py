@@ -11,7 +11,7 @@ def test_launches_and_bytes_names_the_most() -> None:
     figure = plots.launches_and_bytes(forms)
     check(
         figure,
-        "DoRA, first form starts 5.0 times LoRA's kernels, PEFT DoRA moves 4.5 times its bytes",
+        "DoRA (first form) starts 5.0 times LoRA's kernels, PEFT DoRA moves 4.5 times its bytes",
         "LoRA: 10 and 100 MiB",
     )
     bars = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
@@ -20,19 +20,19 @@ def test_launches_and_bytes_names_the_most() -> None:
 
 def test_roofline_puts_each_form_at_its_flops_a_byte() -> None:
     # 200 FLOPs a byte are the knee of 1000 TFLOP/s over 5 TB/s.
-    forms = {"LoRA": (800e12, 2e12, 1.0), "PEFT DoRA": (200e12, 2e12, 1.0)}
+    forms = {"LoRA": (800e12, 2e12, 1.0), "DoRA, first form": (200e12, 2e12, 1.0)}
     figure = plots.roofline(forms, "X100", 1000e12, 5e12)
     check(
         figure,
-        "Left of the knee at 200 FLOPs a byte, where memory is the limit: PEFT DoRA",
+        "Left of the knee at 200 FLOPs a byte, where memory is the limit: DoRA (first form)",
         "LoRA: 400 FLOPs a byte, 800 TFLOP/s, 80% of the roof",
-        "PEFT DoRA: 100 FLOPs a byte, 200 TFLOP/s, 40% of the roof",
+        "DoRA, first form: 100 FLOPs a byte, 200 TFLOP/s, 40% of the roof",
     )
-    roof, lora, peft = figure.axes[0].lines
+    roof, lora, first = figure.axes[0].lines
     assert list(roof.get_xdata())[1] == pytest.approx(200)
     assert list(roof.get_ydata())[1:] == pytest.approx([1000, 1000])
     assert [*lora.get_xdata(), *lora.get_ydata()] == pytest.approx([400, 800])
-    assert [*peft.get_xdata(), *peft.get_ydata()] == pytest.approx([100, 200])
+    assert [*first.get_xdata(), *first.get_ydata()] == pytest.approx([100, 200])
 
 
 def test_tiles_count_programs_and_masked_lanes() -> None:
@@ -43,6 +43,10 @@ def test_tiles_count_programs_and_masked_lanes() -> None:
     assert (edge.get_width(), edge.get_height()) == (30, 20)
     texts = {text.get_text() for text in figure.axes[0].texts}
     assert "program\n(1, 3)" in texts
+    for text in figure.axes[0].texts:  # each label inside the matrix, not across its edge
+        box = text.get_window_extent().transformed(figure.axes[0].transData.inverted())
+        assert 0 < min(box.x0, box.x1) < max(box.x0, box.x1) < 30
+        assert 0 < min(box.y0, box.y1) < max(box.y0, box.y1) < 20
 
 
 def test_product_errors_names_what_is_accurate_enough() -> None:
