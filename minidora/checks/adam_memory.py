@@ -186,6 +186,7 @@ def _mixed_model() -> nn.Module:
         model.down = nn.Linear(4, width, dtype=torch.float64)
         model.lora_A = nn.Parameter(torch.zeros(2, width))
         model.head = nn.Linear(width, words, dtype=torch.bfloat16)
+    model.norms = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))  # of equal values
     model.head.weight = model.embed.weight
     model.embed.requires_grad_(random_size(0, 2) == 1)
     model.up.weight.requires_grad_(False)
@@ -228,7 +229,9 @@ def _wrong_weights(model: nn.Module) -> Wrong:
     every, buffers = list(model.parameters()), list(model.buffers())
     trained = [p for p in every if p.requires_grad]
     saved = model.state_dict(keep_vars=True).values()
+    by_value = {(p.dtype, str(p.tolist())): p for p in every}.values()
     yield "the buffers are missing", _bytes(every)
+    yield "two parameters of equal values are two", _bytes([*by_value, *buffers])
     yield "a tied weight counts once, and every buffer does", _bytes(saved)
     yield "a tied weight counts once", _bytes([*_twice(model), *buffers])
     yield "a buffer that is not saved takes room too: see model.buffers()", _held(saved)

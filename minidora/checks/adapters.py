@@ -140,6 +140,8 @@ def check_layer(answer: Answer, forward: Oracle) -> None:
         fills = dict(zip(names, values, strict=True))
         found = answer.probe(probe.layer, [base, len(values[0]), alpha], fills, x, dy)
         start = base(x).detach()
+        kept = torch.equal(found["given"], x)
+        require(kept, "forward changes the caller's x: make a new tensor instead")
         forward.refuse(found["value"], args, forward.want(args), named=named, by_heart=False)
         expect(found["start"], start, name="before any training", shape="(..., out)")
         same_base = torch.equal(found["module"].parameters["base.weight"].cpu(), base.weight)

@@ -37,6 +37,7 @@ def row_norm(weight: Tensor) -> Tensor:
 
 
 row_norm.example([[3, 4, 0], [0, 5, 12]], gives=[5, 13])
+row_norm.example([[0, 0], [3, 4]], gives=[0, 5], case="a row of zeros")
 row_norm.mistake(
     "one norm per input (dim=0): DoRA keeps one per output neuron", lambda w: w.norm(dim=0)
 )

@@ -349,7 +349,9 @@ def _half_precision(
 def _wrong_roundings(base: Tensor, low: Tensor, g: Tensor, bias: Tensor) -> Known:
     dtype, wide = base.dtype, base.float() + low.float()
     rounded = (g * wide).to(dtype)
+    path, other = (g * base.float()).to(dtype).float(), g * low.float()
     return [
+        ((path + other + bias).to(dtype), "g base is rounded on its own, before the rest is added"),
         ((g * (base + low).float() + bias).to(dtype), "the sum base + low is rounded first"),
         ((g.to(dtype).float() * wide + bias).to(dtype), "g is rounded: keep it in float32"),
         (rounded + bias.to(dtype), "rounded before the bias is added, and after"),
@@ -389,16 +391,21 @@ def round_once(answer: Answer) -> None:
         (e, 0.0, 1.0, 1 + e),
         (1.0, 0.0, 2.0, 1.0),
         (1.0, 1.0, 1.0, 1.0),
+        (1 + 2 * e, 0.0, 1 + 2 * e, e),
     ]
     base, low, g, bias = torch.tensor(columns).T
     check(base[None].to(half), low[None].to(half), g.clone(), bias.clone())
     for name, dtype in (("bf16", half), ("fp16", torch.float16)):
         answer.case(name)
         check(*_half_precision(20, 30, dtype))
-        check(*_half_precision(20, 30, dtype, scale=64))
+        check(*_half_precision(20, 30, dtype, scale=4096))
         for tokens, out in ((1, 5), (4, 1), (1, 1)):
             answer.case(f"{name}, {tokens} x {out}")
             check(*_half_precision(tokens, out, dtype))
+    answer.case("too large for fp16")
+    large, one = torch.full((1, 1), 6e4).half(), torch.ones(1)
+    got = answer(large, large, one, one)
+    require(bool(got.isinf().all()), "beyond the largest number of fp16, rounding gives inf")
     answer.case("not contiguous")
     args = base, low, g, bias = _half_precision(5, 3, half)
     check(base.T.contiguous().T, low.T.contiguous().T, g, bias)
@@ -517,8 +524,10 @@ def _little_held(answer: Answer) -> None:
 PARTS = ("base", "low", "g", "bias")
 
 
-def _expect_gradients(found: Sequence[Any], args: Sequence[Tensor], dy: Tensor) -> None:
-    """In float32, of base, low, g and bias."""
+def _expect_gradients(
+    found: Sequence[Any], args: Sequence[Tensor], dy: Tensor, names: Sequence[str] = PARTS
+) -> None:
+    """In float32, of base, low, g and bias, or of those in names."""
     base, low, g, _ = (part.double() for part in args)
     dy = dy.double()
     du, d_bias, products = g * dy, dy.sum(0), dy * (base + low)
@@ -539,12 +548,14 @@ def _expect_gradients(found: Sequence[Any], args: Sequence[Tensor], dy: Tensor) 
             (dy.mean(0), mean),
         ],
     }
-    for name, gradient in zip(PARTS, found, strict=True):
+    for name, gradient in zip(names, found, strict=True):
         expect_gradient(gradient, wants[name], name, knowns[name])
 
 
-def _run(answer: Answer, args: Sequence[Tensor], dy: Tensor) -> dict[str, Any]:
-    found = dict(answer.probe(cost, list(args), [0, 1, 2, 3], dy, alone=True))
+def _run(
+    answer: Answer, args: Sequence[Tensor], dy: Tensor, wrt: Sequence[str] = PARTS
+) -> dict[str, Any]:
+    found = dict(answer.probe(cost, list(args), list(map(PARTS.index, wrt)), dy, alone=True))
     for index in found["changed"]:
         require(False, f"it changes {[*PARTS, 'dy'][index]} in place: others may need it still")
     return found
@@ -630,5 +641,10 @@ def compose_function(answer: Answer) -> None:
         answer.case("bf16" if half == torch.bfloat16 else "fp16")
         _check_half(answer, half)
     _check_turns(answer)
+    for frozen in PARTS:
+        answer.case(f"{frozen} needs no gradient")
+        args, dy = _float32(4, 3)
+        others = [name for name in PARTS if name != frozen]
+        _expect_gradients(_run(answer, args, dy, others)["gradients"], args, dy, others)
     expect_device(answer, *args)
     expect_nothing_changed(answer, *args)

@@ -179,6 +179,9 @@ def _adapted_model() -> nn.Module:
     model.lora_A_norm = nn.LayerNorm(2)
     model.old_lora_B = nn.Parameter(torch.ones(3))
     model.lora_scale = nn.Parameter(torch.ones(3))
+    model.lora_a = nn.Parameter(torch.ones(3))
+    model.single = nn.LayerNorm(2)
+    model.single.lora_A = nn.Parameter(torch.ones(1, 2))  # without a lora_B beside it
     model.lora_B = nn.Linear(2, 2)  # a layer of that name: its parameters are weight and bias
     model.tied = nn.Embedding(9, 6)
     model.tied.weight = model.embedding.weight
@@ -231,6 +234,7 @@ def freeze_base(answer: Answer) -> None:
         ("exploration.weight", "lora"),
         ("lora_head.weight", "lora_"),
         ("lora_scale", "lora_"),
+        ("lora_a", "lora_A, in another case"),
         ("lora_A_norm.weight", "lora_A"),
         ("old_lora_B", "lora_B"),
         ("lora_B.weight", "lora_B"),

@@ -177,7 +177,7 @@ def accuracy(answer: Answer) -> None:
     for case, dtype, images, classes, size in (
         ("random images", torch.float32, count, 3, 1),
         ("other images of the same shape", torch.float32, count, 3, 1),
-        ("large logits", torch.float64, count, 5, 100),
+        ("large logits", torch.float64, count, 5, 1000),
         ("float64", torch.float64, 77, 4, 1),
         ("two classes", torch.float64, 60, 2, 1),
     ):
@@ -302,10 +302,14 @@ def split_rows(answer: Answer) -> None:
     for seed, first, again in zip(seeds, draws, draw(count, sizes, seeds), strict=True):
         require(again == first, f"seed {seed} gives other rows each time: use seed")
     answer.case("every pair of rows")
-    pairs = list(combinations(range(5), 2))  # 1 of 10: a right answer misses one in 200 draws with
-    for sizes in ([2, 2], [2]):  # a probability of 1e-8
-        many = draw(5, sizes, range(200))
+    pairs = list(combinations(range(5), 2))  # 1 of 10: a right answer misses one in 1000 draws
+    for sizes in ([2, 2], [2]):  # with a probability of 1e-45, and a share by 5 deviations: 1e-6
+        many = draw(5, sizes, range(1000))
         for index in range(len(sizes)):
+            shares = [sum(row in parts[index] for parts in many) / 1000 for row in range(5)]
+            row, share = max(enumerate(shares), key=lambda each: abs(each[1] - 0.4))
+            text = f"of 5 rows, row {row} is in part {index + 1} in {share:.0%} of draws, not 40%"
+            require(abs(share - 0.4) < 0.08, f"{text}: give each row the same chance")
             together = {tuple(sorted(parts[index])) for parts in many}
             refuse_any(
                 [pair for pair in pairs if pair not in together],
@@ -500,7 +504,7 @@ def _expect_trains(answer: Answer, model: nn.Module, made: probe.Module) -> None
 
 def _expect_any_adapter(answer: Answer, model: nn.Module) -> None:
     """Adapters whose parameters have names of their own, around any layer."""
-    kinds, names = _kinds(model), [*NAMES, "embed"]
+    kinds, names = _kinds(model), [*NAMES, "embed", "blocks.0.query"]  # two of one shape
     made = expect_module(answer.probe(probe.build, model, names, probe.Shifted)["made"], "Module")
     for name in names:
         swapped_too = made.modules.get(name) == "Shifted"
@@ -508,6 +512,8 @@ def _expect_any_adapter(answer: Answer, model: nn.Module) -> None:
         for part in ("shift", "gain.weight", "gain.bias"):
             trains = made.parameters[f"{name}.{part}"].requires_grad
             require(trains, f"{name}.{part} is frozen: freeze before make, not by names")
+    each = made.distinct >= len(list(model.parameters())) + 3 * len(names)
+    require(each, "two layers of one shape share an adapter: call make for each name")
     own_parts = tuple(f"{name}.{part}" for name in names for part in ("shift", "gain."))
     left = [name for name, value in made.parameters.items() if value.requires_grad]
     left = [name for name in left if not name.startswith(own_parts)]
@@ -799,10 +805,10 @@ _MOVES = [
 
 
 def _train(
-    answer: Answer, model: nn.Module, x: Tensor, y: Tensor, *numbers: float
+    answer: Answer, model: nn.Module, x: Tensor, y: Tensor, *numbers: float, by: Any = probe.build
 ) -> tuple[Any, probe.Module]:
     """The losses that come back, and the model afterwards."""
-    found = answer.probe(probe.build, model, x, y, *numbers)
+    found = answer.probe(by, model, x, y, *numbers)
     losses, after = found["made"], found["given"][0]
     require(losses is not None, "got None: end with `return losses` (print gives nothing back)")
     kind = kind_of(losses)
@@ -910,6 +916,23 @@ def _check_stays(answer: Answer) -> None:
         _train(answer, layer, x, y, 12, 4, 0.5)
 
 
+def _check_given(answer: Answer, x: Tensor, y: Tensor) -> None:
+    """One step of a model that comes with gradients, a frozen bias and a weight in two layers."""
+    answer.case("old gradients, a shared weight")
+    layer = nn.Linear(4, 3).double()
+    layer.bias.requires_grad_(False)
+    layer.twin = nn.Linear(4, 3, bias=False)
+    layer.twin.weight = layer.weight
+    _, after = _train(answer, layer, x, y, 1, 6, 0.5, by=probe.build_after_backward)
+    right = _descend(x, y, layer, 1, 6, 0.5).weight
+    twice = 2 * right - layer.weight.detach()
+    known = [
+        (right - 0.5, "the gradient from before goes into the first step: zero_grad() comes first"),
+        (twice, "two layers share it, and it moves twice: model.parameters() lists it once"),
+    ]
+    expect(after.parameters["weight"], right, known, "weight")
+
+
 def _check_modes(answer: Answer) -> None:
     """Training mode in every batch, evaluation mode afterwards."""
     answer.case("modes")
@@ -971,6 +994,7 @@ def train(answer: Answer) -> None:
     _, after = _train(answer, nn.Sequential(first, nn.ReLU(), last), x, y, 7, 4, 0.5)
     features = (x @ first.weight.T + first.bias).relu()
     _expect_moved(after, "2.", last, partial(_descend, features, y, last, 7, 4, 0.5))
+    _check_given(answer, x, y)
     _check_modes(answer)
     expect_device(answer, layer, x.float(), y, 2, 4, 0.5)
     answer.case("nothing else changed")

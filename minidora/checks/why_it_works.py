@@ -63,6 +63,7 @@ delta_magnitude.example([[6, 8], [3, 4], [10, 0]], [[3, 4], [5, 12], [0, 5]], gi
 delta_magnitude.example(
     [[6, 8], [3, 4], [0, 2]], [[3, 4], [3, 4], [2, 0]], gives=5 / 3, case="two lengths as they were"
 )
+delta_magnitude.example([[0, 0], [3, 4]], [[3, 4], [0, 0]], gives=5, case="rows of zeros")
 delta_magnitude.mistakes_of(_wrong_delta_magnitudes)
 
 
@@ -302,7 +303,7 @@ def draw_clusters(answer: Answer) -> None:
             require(any(rows), "every draw is empty: return the rows of the labels drawn")
             draws = [_times(one, each) for one in rows]
             k = len(draws[0])
-            same = "the same draw each time: draw at random among all labels, and set no seed"
+            same = "the same draw each time: draw among all labels, the last too, and set no seed"
             require(k == 1 or any(one != rows[0] for one in rows), same)
             _check_sizes(draws, k)
             _check_chances(draws, each)

@@ -206,7 +206,8 @@ class Elsewhere(TorchDispatchMode):
             return args[0]
         if not lands_away:
             return made
-        made = tree_map(lambda part: Away(part) if isinstance(part, Tensor) else part, made)
+        with torch.inference_mode(False):  # in it no view could be told from what it is a view of
+            made = tree_map(lambda part: Away(part) if isinstance(part, Tensor) else part, made)
         return return_and_correct_aliasing(func, args, kwargs, made) if away else made
 
 
@@ -269,7 +270,7 @@ def shared(answer: Callable[..., nn.Module], *args: Any) -> list[str]:
     }
     made = answer(*args)
     modules = made.named_modules(remove_duplicate=False)
-    return [name for name, module in modules if module in given] + [
+    return [name or "all of it" for name, module in modules if module in given] + [
         name for name, value in _tensors(made) if value.untyped_storage().data_ptr() in storages
     ]
 
@@ -288,6 +289,14 @@ def build(answer: Callable[..., Any], *args: Any) -> Any:
     """
     made = _applied(answer)(*args)
     return {"made": made, "given": list(args)}
+
+
+@probe
+def build_after_backward(answer: Callable[..., Any], model: nn.Module, *args: Any) -> Any:
+    """As build; each parameter of the model, frozen or not, comes with a gradient of ones."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return build(answer, model, *args)
 
 
 @probe
@@ -331,12 +340,12 @@ def layer(
     """Build answer(*args), run it on x, fill the named parameters, run it again, and backward
     through sum(y * cotangent).
 
-    Returns {"module": ..., "start": the first y, "value": y, "x": the gradient of x,
-    "gradients": {name: gradient or None}}.
+    Returns {"module": ..., "start": the first y, "given": x after it, "value": y, "x": the gradient
+    of x, "gradients": {name: gradient or None}}.
     """
-    module = answer(*args)
+    module, given = answer(*args), x.clone()
     with torch.no_grad():
-        start = module(x)
+        start = module(given)
         for name, value in values.items():
             getattr(module, name).copy_(value)
     x = x.detach().clone().requires_grad_()
@@ -345,7 +354,8 @@ def layer(
         torch.autograd.backward([value], [cotangent])
     every = module.named_parameters(remove_duplicate=False)
     grads = {name: parameter.grad if parameter.is_leaf else None for name, parameter in every}
-    return {"module": module, "start": start, "value": value, "x": x.grad, "gradients": grads}
+    found = {"module": module, "start": start, "given": given, "value": value}
+    return {**found, "x": x.grad, "gradients": grads}
 
 
 @probe

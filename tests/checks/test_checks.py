@@ -412,6 +412,19 @@ RIGHT = {
             model.train(before)
             return hits / len(y) * 100
         """,
+        """
+        def accuracy(model, x, y):  # in batches, under inference mode; each layer's mode put back
+            modes, hits = [(module, module.training) for module in model.modules()], 0
+            model.eval()
+            with torch.inference_mode():
+                for images, labels in zip(x.split(7), y.split(7)):
+                    hits += int((model(images).max(dim=-1).indices == labels).sum())
+                for start in range(0, len(x), 7):
+                    model(x[start:start + 7])
+            for module, mode in modes:
+                module.training = mode
+            return hits / len(y) * 100.0
+        """,
         "def accuracy(m, x, y): return 100.0 * copy.deepcopy(m).eval()(x).max(1)[1].eq(y)"
         ".sum().item() / len(y)",
     ],
@@ -507,9 +520,9 @@ RIGHT = {
                 losses = []
                 for batch, labels in torch.utils.data.DataLoader(data, batch_size):
                     each = F.cross_entropy(model(batch), labels, reduction="none")
+                    optimizer.zero_grad()
                     each.mean().backward()
                     optimizer.step()
-                    optimizer.zero_grad()
                     losses += each.tolist()
                 history.append(fmean(losses))
             model.train(False)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Wrong answers, (name, old, new, says): see WrongAnswer in tests/checks/test_checks.py."""
 
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
@@ -229,6 +230,14 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "return max(0, min(free // per_rank, useful))",
             "return 7",
             "the answer to the example",
+        ),
+    ],
+    "training_bytes": [
+        (
+            "distinct by value",
+            "    trained = [p for p in model.parameters() if p.requires_grad]\n    weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])\n",
+            "    distinct = list({(p.dtype, str(p.tolist())): p for p in model.parameters()}.values())\n    trained = [p for p in distinct if p.requires_grad]\n    weights = sum(t.nbytes for t in [*distinct, *model.buffers()])\n",
+            "two parameters of equal values are two",
         ),
     ],
 }

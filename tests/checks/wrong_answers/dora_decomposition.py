@@ -3,6 +3,12 @@
 
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "row_norm": [
+        (
+            "lengths through the direction",
+            "weight.norm(dim=1)",
+            "(weight * (weight / weight.norm(dim=1, keepdim=True))).sum(dim=1)",
+            "a row of zeros",
+        ),
         ("detached", ".norm", ".detach().norm", "no gradient reaches weight"),
     ],
     "decompose": [

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Wrong answers, (name, old, new, says): see WrongAnswer in tests/checks/test_checks.py."""
 
 _SAVED = """\
@@ -77,6 +78,19 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("over the outputs", "weight.norm(dim=1)", "weight.norm(dim=0)", "must match the size"),
     ],
     "round_once": [
+        ("clamped", "(g * u + bias).to", "(g * u + bias).clamp(-1e4, 1e4).to", "expected"),
+        (
+            "clamped to what fp16 holds",
+            "(g * u + bias).to",
+            "(g * u + bias).clamp(-65504, 65504).to",
+            "rounding gives inf",
+        ),
+        (
+            "each path rounded",
+            "(g * u + bias).to",
+            "((g * base.to(g.dtype)).to(base.dtype) + g * low + bias).to",
+            "g base is rounded on its own",
+        ),
         ("sum in bf16", "base.to(g.dtype) + low", "base + low", "base + low is rounded first"),
         ("g rounded", "g * u", "g.to(base.dtype) * u", "g is rounded: keep it in float32"),
         (
@@ -148,6 +162,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "compose_function": [
+        (
+            "nothing if low is frozen",
+            "        u, g = ctx",
+            "        if not ctx.needs_input_grad[1]:\n            return None, None, None, None\n        u, g = ctx",
+            "no gradient reaches base",
+        ),
+        (
+            "nothing if base is frozen",
+            "        u, g = ctx",
+            "        if not ctx.needs_input_grad[0]:\n            return None, None, None, None\n        u, g = ctx",
+            "no gradient reaches low",
+        ),
         (
             "base and low saved as well",
             _SAVED,

@@ -126,6 +126,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "freeze_base": [
         (
+            "case ignored",
+            'name.split(".")[-1] in ("lora_A", "lora_B")',
+            'name.split(".")[-1].lower() in ("lora_a", "lora_b")',
+            "lora_a still trains",
+        ),
+        (
+            "pairs alone",
+            '    for name, parameter in model.named_parameters():\n        parameter.requires_grad_(name.split(".")[-1] in ("lora_A", "lora_B"))\n',
+            '    model.requires_grad_(False)\n    for module in model.modules():\n        own = dict(module.named_parameters(recurse=False))\n        if "lora_A" in own and "lora_B" in own:\n            own["lora_A"].requires_grad_(True)\n            own["lora_B"].requires_grad_(True)\n',
+            "single.lora_A is frozen too",
+        ),
+        (
             "what begins with lora_",
             'name.split(".")[-1] in ("lora_A", "lora_B")',
             'name.split(".")[-1].startswith("lora_")',
@@ -239,6 +251,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "merge_lora": [
         (
+            "nothing to merge",
+            "    merged = copy.deepcopy(base)\n",
+            "    merged = copy.deepcopy(base) if lora_B.any() else base\n",
+            "all of it is the given layer's own",
+        ),
+        (
             "the base itself at B = 0",
             "    return merged",
             "    return merged if lora_B.any() else base",
@@ -307,6 +325,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "lora_linear": [
+        (
+            "x scaled in place",
+            "        return self.base(x) + self.scaling * (x @",
+            "        y = self.base(x.clone())\n        x.data.mul_(self.scaling)\n        return y + (x @",
+            "forward changes the caller's x",
+        ),
         (
             "no gradient in evaluation mode",
             "return self.base(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",

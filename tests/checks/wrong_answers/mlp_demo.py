@@ -20,6 +20,7 @@ _LOOP = """\
 
 WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     "accuracy": [
+        ("exp", "model(x).argmax", "model(x).exp().argmax", "large logits"),
         (
             "sigmoid",
             "model(x).argmax(dim=1)",
@@ -110,6 +111,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
     ],
     "split_rows": [
+        (
+            "the last row never",
+            "randperm(count,",
+            "randperm(max(count - 1, sum(sizes)),",
+            "row 4 is in part 1 in 0% of draws",
+        ),
+        (
+            "tied keys",
+            "    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))\n",
+            "    keys = torch.randint(4, (count,), generator=torch.Generator().manual_seed(seed))\n    order = keys.argsort(stable=True)\n",
+            "give each row the same chance",
+        ),
         (
             "one row at least",
             "    return list(",
@@ -232,6 +245,18 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("squeezed", "[:, 0]", ".squeeze()", "does squeeze() drop it?"),
     ],
     "adapted_copy": [
+        (
+            "one adapter for a shape",
+            '    for name in names:\n        parent, _, child = name.rpartition(".")\n        layer = adapted.get_submodule(name)\n        setattr(adapted.get_submodule(parent), child, make(layer))\n',
+            '    made = {}\n    for name in names:\n        parent, _, child = name.rpartition(".")\n        layer = adapted.get_submodule(name)\n        key = str([p.shape for p in layer.parameters()])\n        made[key] = made.get(key) or make(layer)\n        setattr(adapted.get_submodule(parent), child, made[key])\n',
+            "two layers of one shape share an adapter",
+        ),
+        (
+            "no names, no copy",
+            "    adapted = copy",
+            "    if not names:\n        return model.requires_grad_(False)\n    adapted = copy",
+            "all of it is the caller's own",
+        ),
         (
             "the model itself where no name is given",
             "    adapted = copy.deepcopy(model).requires_grad_(False)\n",
@@ -569,10 +594,28 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "train": [
         (
+            "zeroed after the step",
+            "            optimizer.zero_grad()\n            loss.backward()\n            optimizer.step()\n",
+            "            loss.backward()\n            optimizer.step()\n            optimizer.zero_grad()\n",
+            "goes into the first step",
+        ),
+        (
+            "frozen with a gradient",
+            "optimizer.step()",
+            "torch.optim.SGD(model.parameters(), learning_rate).step()",
+            "bias was frozen and has moved",
+        ),
+        (
+            "a shared parameter twice",
+            "optimizer.step()",
+            "for module in model.modules():\n                for p in module.parameters(recurse=False):\n                    if p.requires_grad and p.grad is not None:\n                        p.data -= learning_rate * p.grad",
+            "two layers share it",
+        ),
+        (
             "stopped at a small loss",
             "        losses.append(total / len(x))\n",
             "        losses.append(total / len(x))\n        if losses[-1] < 2e-3:\n            break\n",
-            "12 losses, one an epoch",
+            "losses, one an epoch",
         ),
         (
             "stopped where the loss rises",

@@ -54,6 +54,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "draw_clusters": [
         (
+            "the last never",
+            "torch.randint(len(labels), (len",
+            "torch.randint(max(len(labels) - 1, 1), (len",
+            "draw among all labels, the last too",
+        ),
+        (
             "labels below 0 left out",
             "clusters.unique()",
             "clusters.unique()\n    labels = labels[labels >= 0]",
@@ -128,6 +134,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ("full alone", "return full, removed", "return full", "expected a tuple (full, removed)"),
     ],
     "delta_magnitude": [
+        (
+            "lengths through the direction",
+            "weight.norm(dim=1), reference.norm(dim=1)",
+            "[(w * (w / w.norm(dim=1, keepdim=True))).sum(dim=1) for w in (weight, reference)]",
+            "rows of zeros",
+        ),
         (
             "of rows that changed",
             "(after - before).abs().mean()",
