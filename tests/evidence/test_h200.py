@@ -54,7 +54,7 @@ def test_the_readme_states_what_was_measured():
          graph[4096, 4096, 16, "DoRA"], graph[4096, 4096, 16, "PEFT DoRA"]),
         ("LLaMA-7B, 4096 tokens", whole[4096, False, False, "dora"],
          whole[4096, False, False, "peft_dora"]),
-        ("LLaMA-7B, 2048 tokens, where Python is the limit",
+        ("LLaMA-7B, 2048 tokens, probably limited by Python",
          whole[2048, False, False, "dora"], whole[2048, False, False, "peft_dora"]),
     ):  # fmt: skip
         assert f"| {label} | {ours:.2f} | {theirs:.2f} |" in readme

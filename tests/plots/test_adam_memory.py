@@ -114,7 +114,7 @@ def test_memory_explorer_refuses_what_it_cannot_count(choice, said):
 
 def test_the_explorer_of_the_widget():
     *controls, picture = widgets.memory_explorer().children
-    by_name = {control.description: control for control in controls}
+    by_name = {control.description.partition(" = ")[0]: control for control in controls}
     assert "DoRA of rank 32, bfloat16, adamw" in picture.value
     by_name["weights"].value = "nf4-double"
     by_name["rank"].value = 8
