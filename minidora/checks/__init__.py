@@ -1,6 +1,7 @@
 """Checks of the exercises: `checks.row_norm(row_norm)` says whether yours is right, and why not.
 
-One file an exercise notebook; core.py says how a check is made.
+One file a lesson; exercise.py and spec.py say how a check is made. Each exercise is an attribute of
+this module, by its name.
 """
 
 from minidora.checks import (
@@ -12,65 +13,7 @@ from minidora.checks import (
     mlp_demo,
     why_it_works,
 )
-from minidora.checks.adam_memory import (
-    adam_bytes,
-    adapter_parameters,
-    four_bit_bytes,
-    largest_rank,
-    training_bytes,
-    what_fits,
-)
-from minidora.checks.dora_decomposition import (
-    decompose,
-    dora_forward,
-    dora_linear,
-    dora_weight,
-    dora_weight_detached,
-    merge_dora,
-    row_norm,
-    update_for_weight,
-)
 from minidora.checks.exercise import CheckFailed, Exercise, Lesson, NotPossible, NotStarted
-from minidora.checks.fast_dora import (
-    compose_form,
-    compose_function,
-    factored_norm,
-    forward_flops,
-    held_bytes,
-    round_once,
-)
-from minidora.checks.gpu_kernels import (
-    backward_kernel,
-    bytes_moved,
-    compose_kernel,
-    count_launches,
-    row_norm_kernel,
-    split_float32,
-)
-from minidora.checks.lora_recap import (
-    freeze_base,
-    init_lora,
-    lora_delta,
-    lora_forward,
-    lora_linear,
-    merge_lora,
-)
-from minidora.checks.mlp_demo import (
-    accuracy,
-    adapted_copy,
-    chosen_scores,
-    paired_interval,
-    split_rows,
-    train,
-)
-from minidora.checks.why_it_works import (
-    delta_direction,
-    delta_magnitude,
-    draw_clusters,
-    magnitude_gradient,
-    pearson,
-    split_gradient,
-)
 
 LESSONS: dict[int, Lesson] = {
     lesson.number: lesson
@@ -86,6 +29,13 @@ LESSONS: dict[int, Lesson] = {
 }
 """Every lesson that has exercises, by its number."""
 
+EXERCISES: dict[str, Exercise] = {
+    exercise.name: exercise for lesson in LESSONS.values() for exercise in lesson.exercises
+}
+"""Every exercise, by its name."""
+
+globals().update(EXERCISES)
+
 
 def status() -> None:
     """What is done and what is next, by the saved notebooks of this folder: `minidora status`."""
@@ -96,61 +46,19 @@ def status() -> None:
 
 def hint(number: str) -> None:
     """Ask the leading question of an exercise, "3.2" for example: `minidora hint`."""
-    hints = {one.number: one.hint for lesson in LESSONS.values() for one in lesson.exercises}
+    hints = {exercise.number: exercise.hint for exercise in EXERCISES.values()}
     print(hints.get(str(number), f"there is no exercise {number}: there are {', '.join(hints)}"))
 
 
 __all__ = [
+    "EXERCISES",
     "LESSONS",
     "CheckFailed",
     "Exercise",
     "Lesson",
     "NotPossible",
     "NotStarted",
-    "accuracy",
-    "adam_bytes",
-    "adapted_copy",
-    "adapter_parameters",
-    "backward_kernel",
-    "bytes_moved",
-    "chosen_scores",
-    "compose_form",
-    "compose_function",
-    "compose_kernel",
-    "count_launches",
-    "decompose",
-    "delta_direction",
-    "delta_magnitude",
-    "dora_forward",
-    "dora_linear",
-    "dora_weight",
-    "dora_weight_detached",
-    "draw_clusters",
-    "factored_norm",
-    "forward_flops",
-    "four_bit_bytes",
-    "freeze_base",
-    "held_bytes",
     "hint",
-    "init_lora",
-    "largest_rank",
-    "lora_delta",
-    "lora_forward",
-    "lora_linear",
-    "magnitude_gradient",
-    "merge_dora",
-    "merge_lora",
-    "paired_interval",
-    "pearson",
-    "round_once",
-    "row_norm",
-    "row_norm_kernel",
-    "split_float32",
-    "split_gradient",
-    "split_rows",
     "status",
-    "train",
-    "training_bytes",
-    "update_for_weight",
-    "what_fits",
+    *EXERCISES,
 ]

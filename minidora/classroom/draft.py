@@ -1,4 +1,4 @@
-"""Draft an exercise: its check, its name in minidora.checks, and its cells in the solutions."""
+"""Draft an exercise: its check, and its cells in the solutions."""
 
 import ast
 import hashlib
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minidora.checks import LESSONS
+from minidora import checks
+from minidora.checks import spec
 from minidora.checks.exercise import Exercise, Lesson
 from minidora.classroom.authoring import BEGIN, END
 from minidora.classroom.files import UserError
@@ -45,22 +46,19 @@ def new_exercise(root: Path, draft: Draft) -> dict[Path, str]:
         UserError: the number or the name cannot be used, or shapes and takes do not fit.
     """
     lesson = _lesson(draft)
-    checks = root / "minidora" / "checks"
-    file = checks / f"{lesson.name.partition('_')[2]}.py"
+    file = root / "minidora" / "checks" / f"{lesson.name.partition('_')[2]}.py"
     solutions = root / "solutions" / f"{lesson.name}.ipynb"
-    index = checks / "__init__.py"
     return {
         file: _with_check(file.read_text("utf-8"), draft),
-        index: _with_export(index.read_text("utf-8"), file.stem, draft.name),
         solutions: _with_cells(solutions.read_text("utf-8"), draft),
     }
 
 
 def _lesson(draft: Draft) -> Lesson:
     """The lesson of the number; refuses what cannot be meant."""
-    known = {exercise.number: exercise for one in LESSONS.values() for exercise in one.exercises}
-    names = {exercise.name for exercise in known.values()}
-    lessons = {str(one.number): one for one in LESSONS.values()}
+    known = {exercise.number: exercise for exercise in checks.EXERCISES.values()}
+    taken = {*vars(checks), "lesson", *vars(spec)}
+    lessons = {str(one.number): one for one in checks.LESSONS.values()}
     lesson = lessons.get(draft.number.partition(".")[0])
     if lesson is None or not re.fullmatch(r"\d+\.[1-9]\d?", draft.number, re.ASCII):
         raise UserError(
@@ -72,7 +70,7 @@ def _lesson(draft: Draft) -> Lesson:
             f"{draft.number} is there already, {known[draft.number].name}: take another"
         )
     usable = re.fullmatch(r"[a-z][a-z0-9_]{0,40}", draft.name) and not keyword.iskeyword(draft.name)
-    if not usable or draft.name in names or draft.name in ("status", "hint", "lesson", "spec"):
+    if not usable or draft.name in taken:
         raise UserError(
             f"{draft.name[:40]!r} cannot be the name of an exercise: it is a new function's, "
             "in lower case with underscores, row_norm for example"
@@ -106,7 +104,7 @@ def _kinds(shapes: str) -> list[str]:
     return ["Tensor" if "(" in part else "float" for part in parts]
 
 
-# ---- The three files ----
+# ---- The two files ----
 
 
 def _with_check(source: str, draft: Draft) -> str:
@@ -145,30 +143,6 @@ def _with_import(source: str, module: str, name: str) -> str:
     after = [node for node in imports if (node.module or "") > module]
     place = after[0].lineno - 1 if after else (imports[-1].end_lineno or 0)
     return "".join([*lines[:place], f"from {module} import {name}\n", *lines[place:]])
-
-
-def _with_export(source: str, module: str, name: str) -> str:
-    """minidora/checks/__init__.py with one check more, imported and listed."""
-    tree = ast.parse(source)
-    [node] = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module == f"minidora.checks.{module}"
-    ]
-    [listed] = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    ]
-    exported = sorted({*ast.literal_eval(listed.value), name}, key=_order)
-    lines = source.splitlines(keepends=True)
-    lines[listed.lineno - 1 : listed.end_lineno] = [
-        "__all__ = [\n",
-        *(f"    {_literal(each)},\n" for each in exported),
-        "]\n",
-    ]
-    names = {alias.name for alias in node.names} | {name}
-    return _replaced("".join(lines), node, f"minidora.checks.{module}", names)
 
 
 def _replaced(source: str, node: ast.ImportFrom, module: str, names: Iterable[str]) -> str:
