@@ -312,8 +312,9 @@ class DoRALinear(LoRALinear):
         if kernels_serve(x):
             weight, bias = self.base.weight, self.base.bias
             dtype = _product_dtype(weight)
-            if _fusable(x.to(dtype), weight, bias, self.lora_A):
-                return self.fused(x.to(dtype), weight.to(dtype), bias)
+            x_as_weight = x.to(dtype)
+            if _fusable(x_as_weight, weight, bias, self.lora_A):
+                return self.fused(x_as_weight, weight.to(dtype), bias)
         if self.is_small(x):
             return self.dense(x)
         g = self.magnitude_scale()

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 from minidora import dora
 from minidora.kernels import (
@@ -31,24 +33,55 @@ from minidora.kernels import (
 # in bf16 on an H200 (5e-4, where 32 gives 3e-7), as it does with 128 columns or eight warps.
 MAX_RANK = 32
 SLICES = 8  # A A^T comes as the sum of so many parts, one a program
+# An older compiled kernel does not take the sizes that it was compiled for.
+TAKES_ALL = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
+compiled_kernels: dict[tuple[Any, ...], CompiledKernel] = {}
 failure: Exception | None = None  # what a launch failed with; from then on the plain forms serve
 
 
-def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *args: Any, **options: Any) -> bool:
+def launch(kernel: Any, grid: tuple[int, int, int], like: Tensor, *args: Any, **sizes: Any) -> bool:
     """Start a kernel on the device of a tensor. False, with one warning, where that fails."""
     global failure
     if failure is None:
         try:
             if like.is_cuda and like.device.index != torch.cuda.current_device():
                 with torch.cuda.device(like.device):
-                    kernel[grid](*args, **options)
+                    start(kernel, grid, like.device, args, sizes)
             else:
-                kernel[grid](*args, **options)
+                start(kernel, grid, like.device, args, sizes)
             return True
         except Exception as error:  # no C compiler, an old driver, too little shared memory
             failure = error
             warnings.warn(f"minidora runs without its kernels: {error!r}", stacklevel=2)
     return False
+
+
+def start(
+    kernel: Any, grid: tuple[int, int, int], device: torch.device, args: Any, sizes: dict[str, Any]
+) -> None:
+    """kernel[grid](*args, **sizes), which must be all of its parameters, in their order.
+
+    Before each start Triton asks every argument which of the kernels that it has compiled serves,
+    and that takes longer than starting it. It depends on nothing but the dtypes, the numbers and
+    whether each address is a multiple of 16; so what was started with the same ones is kept here.
+    """
+    key, addresses = [kernel, device, *sizes.values()], 0
+    for arg in args:
+        if isinstance(arg, Tensor):
+            key.append(arg.dtype)
+            addresses |= arg.data_ptr()
+        else:
+            key.append(float if isinstance(arg, float) else arg)  # Triton reads no value of it
+    aligned = addresses % 16 == 0
+    known = compiled_kernels.get(tuple(key)) if aligned else None
+    if known is not None:
+        known[grid](*args, *sizes.values())
+        return
+    compiled = kernel[grid](*args, **sizes)
+    if aligned and TAKES_ALL and isinstance(compiled, CompiledKernel):
+        if len(compiled_kernels) == 4096:  # a new number of tokens is a new key
+            compiled_kernels.clear()
+        compiled_kernels[tuple(key)] = compiled
 
 
 def operator(name: str, body: Any, fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
@@ -99,7 +132,7 @@ def _prepare(lora_A: Tensor, scaling: float, split: bool) -> tuple[Tensor, Tenso
     G = torch.empty(SLICES if gram else 0, rank, rank, dtype=torch.float32, device=lora_A.device)
     size, cols = power(rank), 2048 // power(rank)
     if not launch(
-        prepare_kernel, (SLICES, blocks(rank, size)), lora_A, P, G, lora_A, scaling, m, rank,
+        prepare_kernel, (SLICES, blocks(rank, size), 1), lora_A, P, G, lora_A, scaling, m, rank,
         RANK=size, COLS=cols, STEPS=blocks(m, SLICES * cols), SPLIT=split, GRAM=gram,
     ):  # fmt: skip
         plain_P, plain_G = plain_prepare(lora_A, scaling, split)
@@ -120,7 +153,7 @@ def _norm(
     # Triton 3.6 gave wrong sums on an H200.
     rows, cols = (64, 64) if split else (32, 32)
     if not launch(
-        norm_kernel, (blocks(n, rows),), weight,
+        norm_kernel, (blocks(n, rows), 1, 1), weight,
         norm, weight, lora_A, lora_B, P, G, U, BG, s, scaling - s, n, weight.stride(0), m, rank,
         ROWS=rows, COLS=cols, RANK=power(rank, 64 if U is None else 32), PARTS=1 + split,
         SUMS=len(G), GIVEN=U is not None, STAGES=2 if not split else 5 if rank <= 32 else 4,
@@ -140,7 +173,7 @@ def _compose(
     if rank > MAX_RANK and tokens > 16 and base.itemsize == 2:
         block, width = 128, 64
     if not launch(
-        compose_kernel, (blocks(out, width), blocks(tokens, block)), base,
+        compose_kernel, (blocks(out, width), blocks(tokens, block), 1), base,
         y, base, h, lora_B, magnitude, norm, bias, tokens, out, rank,
         TOKENS=block, OUT=width, RANK=k, BIAS=bias is not None, KEEP=keep,
     ):  # fmt: skip
@@ -157,7 +190,7 @@ def _compose_backward(
     d_u = torch.empty_like(u)
     d_m = torch.empty(parts, out, dtype=torch.float32, device=u.device)
     if not launch(
-        compose_backward_kernel, (blocks(out, 128), parts), u,
+        compose_backward_kernel, (blocks(out, 128), parts, 1), u,
         d_u, d_m, dy, u, magnitude, norm, tokens, out, dy.stride(0), TOKENS=16, OUT=128, STEPS=8,
     ):  # fmt: skip
         d_u, row = plain_compose_backward(dy, u, magnitude, norm)
@@ -227,20 +260,18 @@ class FusedDoRA(torch.autograd.Function):
         scaling: float,
         recompute: bool,
     ) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
         if norm is None:
             norm, P = factored_norm(weight, lora_A, lora_B, scaling)
             A = P[: len(lora_A)].to(weight.dtype)  # s A, rounded
         else:
             A = torch.mul(lora_A, scaling, out=torch.empty_like(lora_A, dtype=weight.dtype))
-        h = low_in @ A.T  # (tokens, rank)
-        u = tokens @ weight.T
+        h = F.linear(flat(x if dropped is None else dropped), A)  # (tokens, rank)
+        u = F.linear(flat(x), weight)  # (tokens, out)
         y = compose(u, h, lora_B.contiguous(), magnitude, norm, bias, not recompute)
         ctx.scaling = scaling
         kept = None if recompute else u
         ctx.save_for_backward(x, dropped, weight, lora_A, lora_B, magnitude, bias, norm, h, A, kept)
-        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -248,27 +279,32 @@ class FusedDoRA(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: the plain form has one
             return (*_plain_gradients(ctx, inputs, norm, dy), None, None, None)
         x, dropped, weight, lora_A, lora_B, magnitude, bias = inputs
-        tokens = x.reshape(-1, x.shape[-1])
-        low_in = tokens if dropped is None else dropped.reshape(tokens.shape)
+        tokens = flat(x)  # (tokens, in)
+        low_in = tokens if dropped is None else flat(dropped)
         if u is None:
-            u = tokens @ weight.T
+            u = F.linear(tokens, weight)
             compose(u, h, lora_B.contiguous(), magnitude, norm, bias, True)
-        dy = dy.reshape(u.shape)
+        dy = flat(dy)
         dy = dy if dy.stride(1) == 1 else dy.contiguous()
         du, d_m = compose_backward(dy, u, magnitude, norm)
         dh = du @ lora_B.to(weight.dtype)  # (tokens, rank)
-        dB = dora.product(du.T, h, lora_B.dtype)
-        dA = dora.product((ctx.scaling * dh).T, low_in, lora_A.dtype)
+        dB = dora.product(du.t(), h, lora_B.dtype)
+        dA = dora.product((ctx.scaling * dh).t(), low_in, lora_A.dtype)
         dx = d_low = None
         if ctx.needs_input_grad[0]:
             dx = du @ weight
             if dropped is None:
                 dx.addmm_(dh, A)
-            dx = dx.view(x.shape)
+            dx = dx if x.dim() == 2 else dx.view(x.shape)
         if ctx.needs_input_grad[1]:
             d_low = (dh @ A).view(x.shape)
-        d_m = d_m.sum(0).to(magnitude.dtype)
-        return dx, d_low, None, dA, dB, d_m, None, None, None, None
+        d_m = d_m.sum(0)
+        return dx, d_low, None, dA, dB, d_m.to(magnitude.dtype), None, None, None, None
+
+
+def flat(x: Tensor) -> Tensor:
+    """(..., n) -> (tokens, n)."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _plain_gradients(

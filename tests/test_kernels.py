@@ -350,6 +350,23 @@ def test_lora_stays_as_it_is() -> None:
 
 
 @pytest.mark.slow
+def test_a_start_is_the_one_that_triton_would_choose(tmp_path: Path) -> None:
+    """Compiled for a GPU that is only pretended: same function, same arguments, in their order."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    program = [sys.executable, str(Path(__file__).with_name("start_kernels.py"))]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert len({row["kernel"] for row in found}) == 4
+    assert [row for row in found if not row["same"]] == []
+    first, second = ([row for row in found if row["turn"] == turn] for turn in (1, 2))
+    assert not any(row["compiled"] or row["kept"] for row in second)
+    assert {row["kept"] for row in first if not row["aligned"]} == {0}
+    kept = sum(row["kept"] for row in first)
+    assert (kept > 0) == kernels.TAKES_ALL  # torch 2.6's Triton starts each kernel by itself
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "90", "100"])
 def test_every_kernel_compiles_without_spills(capability: str, tmp_path: Path) -> None:
     """In a process of its own, without a GPU; what is left in memory would be STACK or LOCAL."""
