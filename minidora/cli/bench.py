@@ -48,23 +48,23 @@ def layers(
     place = course_device()
     cases = bench.QUICK if quick else bench.CUDA_CASES if place.type == "cuda" else bench.CPU_CASES
     report = bench.run(cases, place, compiled, budget)
-    table = Table(title=", ".join(f"{key} {value}" for key, value in report["machine"].items()))
+    table = Table(title=str(report.machine))
     for column in ("features, tokens, rank", "work", "contender", "ms", "x LoRA", "held", "peak"):
         table.add_column(column, justify="left" if column in ("work", "contender") else "right")
-    for row in report["results"]:
-        low, middle, high = row["ratio"]
+    for row in report.results:
+        low, middle, high = row.ratio
         table.add_row(
-            f"{row['features']}, {row['tokens']}, {row['rank']}",
-            row["work"],
-            bench.NAMES[row["contender"]],
-            f"{1e3 * row['seconds']:.2f}",
+            row.label,
+            row.work,
+            bench.NAMES[row.contender],
+            f"{1e3 * row.seconds:.2f}",
             f"{middle:.2f} ({low:.2f} to {high:.2f})",
-            *("" if row[what] is None else decimal(row[what]) for what in ("held", "peak")),
+            *("" if count is None else decimal(count) for count in (row.held, row.peak)),
         )
     Console().print(table)
-    data = output / bench.file_name(report)
+    data = output / f"{report.name}.json"
     figure = data.with_suffix(".png")
-    write_whole(data, json.dumps(report, indent=1) + "\n")
+    write_whole(data, report.text())
     write_figure(plots.bench_ratios(report), figure)
     typer.echo(f"written: {data} and {figure}")
 
@@ -133,7 +133,7 @@ def page(
     if (folder / "h200" / "gpu-layers.json").exists():
         from minidora.evidence import gpu_page
 
-        pages[folder / "h200" / "README.md"] = gpu_page.page(bench.load_reports(folder / "h200"))
+        pages[folder / "h200" / "README.md"] = gpu_page.page(bench.load_json(folder / "h200"))
     for file, content in pages.items():
         write_whole(file, content)
         typer.echo(f"written: {file}")

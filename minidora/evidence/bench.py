@@ -17,7 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +28,13 @@ from torch import Tensor, nn
 
 from minidora.adapt import merge
 from minidora.dora import DoRALinear
+from minidora.evidence.first_form import FirstForm
 from minidora.evidence.step_cost import step_bytes
 from minidora.lora import LoRALinear
 from minidora.reuse import cached_scale
 from minidora.training import progress_bar
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Form = TypeVar("Form")  # what is timed: a layer, or a function of x
 
 REFERENCE = "LoRA"
@@ -40,6 +42,7 @@ NAMES = {
     "linear": "frozen nn.Linear",
     "LoRA": "LoRA, ours",
     "DoRA": "DoRA, ours",
+    "DoRA, first form": "DoRA, ours, first form",
     "DoRA recompute": "DoRA, ours, recompute",
     "DoRA cached": "DoRA, ours, within cached_scale",
     "DoRA merged": "DoRA, ours, merged",
@@ -84,6 +87,27 @@ CUDA_CASES = [
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a figure was measured on. The versions of what is not installed are None."""
+
+    device: str
+    threads: str
+    dtype: str
+    mode: str  # "eager" or "compiled"
+    python: str
+    torch: str
+    peft: str | None = None
+    torchtune: str | None = None
+    date: str
+
+    def found(self) -> dict[str, str]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.found().items())
+
+
 @dataclass(frozen=True)
 class Result:
     """One contender on one case. Ratios are to our LoRA: lower quartile, median, upper quartile.
@@ -93,6 +117,7 @@ class Result:
         held: bytes kept for the backward pass, without x, the parameters and the output.
         peak: most bytes alive at once during the step, made by it. Both are counted before a layer
             is compiled, and None for one token.
+        dtype: where it is not the machine's.
     """
 
     features: int
@@ -104,6 +129,56 @@ class Result:
     ratio: tuple[float, float, float]
     held: int | None = None
     peak: int | None = None
+    dtype: str | None = None
+
+    @property
+    def case(self) -> Case:
+        return Case(self.features, self.tokens, self.rank)
+
+    @property
+    def note(self) -> str:
+        """ " (bf16)", where the machine's dtype is another."""
+        return f" ({self.dtype.replace('bfloat', 'bf')})" if self.dtype else ""
+
+    @property
+    def label(self) -> str:
+        """Its case as a table names it."""
+        return f"{self.features}, {self.tokens}, {self.rank}{self.note}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `minidora bench layers` measured, and what its JSON holds."""
+
+    machine: Machine
+    results: tuple[Result, ...]
+
+    @property
+    def name(self) -> str:
+        """<cpu or cuda>-<mode>, the name of its file."""
+        kind = "cuda" if self.machine.dtype == "bfloat16" else "cpu"
+        return f"{kind}-{self.machine.mode}"
+
+    def text(self) -> str:
+        """As JSON."""
+        rows = [asdict(row) for row in self.results]
+        for row in rows:
+            if row["dtype"] is None:
+                del row["dtype"]
+        return json.dumps({"machine": self.machine.found(), "results": rows}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, content: Any) -> "Report":
+        """A report from what its JSON holds.
+
+        Raises:
+            ValueError: that is not a report.
+        """
+        try:
+            rows = [Result(**{**row, "ratio": tuple(row["ratio"])}) for row in content["results"]]
+            return cls(Machine(**content["machine"]), tuple(rows))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not a report of minidora bench layers: {error!r}") from None
 
 
 class SourceForm(nn.Module):
@@ -138,6 +213,7 @@ def contenders(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str
         "linear": copy.deepcopy(base).requires_grad_(False),
         "LoRA": lora,
         "DoRA": dora,
+        "DoRA, first form": FirstForm(copy.deepcopy(dora)),
         "DoRA recompute": recompute,
         "source form": SourceForm(copy.deepcopy(dora)),
     }
@@ -298,30 +374,22 @@ def _synchronize(device: torch.device) -> None:
 
 def run(
     cases: list[Case], device: torch.device, compiled: bool = False, budget: float = 4.0
-) -> dict[str, Any]:
-    """Run cases; what `minidora bench layers` writes: the machine and a list of results.
-
-    On a CPU all run in float32, and those of SMALL_CASES in bf16 too, in a list of their own.
-    """
-    on_cuda = device.type == "cuda"
-    dtype = torch.bfloat16 if on_cuda else torch.float32
-    half = [] if on_cuda else [case for case in cases if case in SMALL_CASES]
-    runs = [(case, dtype) for case in cases] + [(case, torch.bfloat16) for case in half]
-    done = [
-        [asdict(result) for result in run_case(case, device, kind, compiled, budget)]
-        for case, kind in progress_bar(runs, "shapes")
-    ]
-    report = {
-        "machine": machine(device, dtype, compiled),
-        "results": [row for rows in done[: len(cases)] for row in rows],
-    }
-    if half:
-        report["half_precision"] = [row for rows in done[len(cases) :] for row in rows]
-    return report
+) -> Report:
+    """Run cases. On a CPU all run in float32, and those of SMALL_CASES in bf16 too."""
+    main = torch.bfloat16 if device.type == "cuda" else torch.float32
+    runs = [(case, main) for case in cases]
+    if device.type != "cuda":
+        runs += [(case, torch.bfloat16) for case in cases if case in SMALL_CASES]
+    results: list[Result] = []
+    for case, dtype in progress_bar(runs, "shapes"):
+        named = None if dtype == main else str(dtype).removeprefix("torch.")
+        rows = run_case(case, device, dtype, compiled, budget)
+        results += [replace(row, dtype=named) for row in rows]
+    return Report(machine(device, main, compiled), tuple(results))
 
 
-def machine(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, str]:
-    """What a figure was measured on: device, threads, versions, date."""
+def machine(device: torch.device, dtype: torch.dtype, compiled: bool) -> Machine:
+    """This one."""
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -330,30 +398,39 @@ def machine(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[st
         name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
     versions = {
         package: importlib.metadata.version(package)
-        for package in ("torch", "peft", "torchtune")
+        for package in ("peft", "torchtune")
         if importlib.util.find_spec(package)
     }
-    return {
-        "device": name,
-        "threads": str(torch.get_num_threads()),
-        "dtype": str(dtype).removeprefix("torch."),
-        "mode": "compiled" if compiled else "eager",
-        "python": platform.python_version(),
+    return Machine(
+        device=name,
+        threads=str(torch.get_num_threads()),
+        dtype=str(dtype).removeprefix("torch."),
+        mode="compiled" if compiled else "eager",
+        python=platform.python_version(),
+        torch=importlib.metadata.version("torch"),
+        date=date.today().isoformat(),
         **versions,
-        "date": date.today().isoformat(),
-    }
+    )
 
 
-def file_name(report: dict[str, Any]) -> str:
-    """<cpu or cuda>-<mode>.json"""
-    kind = "cuda" if report["machine"]["dtype"] == "bfloat16" else "cpu"
-    return f"{kind}-{report['machine']['mode']}.json"
-
-
-def load_reports(folder: Path = Path(__file__).parents[2] / "benchmarks") -> dict[str, Any]:
+def load_reports(folder: Path = BENCHMARKS) -> dict[str, Report]:
     """The reports in a folder, by name ("cpu-eager"): the repository's, wherever one calls from.
 
     An empty dict where there are none, as in a package that was installed without its repository.
+
+    Raises:
+        ValueError: a JSON file there is not one.
     """
+    reports = {}
+    for name, content in load_json(folder).items():
+        try:
+            reports[name] = Report.read(content)
+        except ValueError as error:
+            raise ValueError(f"{name}.json: {error}") from None
+    return reports
+
+
+def load_json(folder: Path) -> dict[str, Any]:
+    """What the JSON files of a folder hold, by name."""
     paths = sorted(folder.glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}

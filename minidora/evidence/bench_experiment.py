@@ -123,4 +123,4 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def report(device: torch.device, results: list[Result]) -> dict[str, Any]:
     """What is written as JSON: the machine and a row for each result."""
     rows = [{**vars(result), "ratio": result.ratio} for result in results]
-    return {"machine": machine(device, torch.float32, compiled=False), "results": rows}
+    return {"machine": machine(device, torch.float32, compiled=False).found(), "results": rows}

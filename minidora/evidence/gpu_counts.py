@@ -9,8 +9,7 @@ launches follow each other. What is above that floor is for the kernels, and for
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidora import dora, reuse_norms
+from minidora import reuse_norms
 from minidora.dora import DoRALinear
-from minidora.evidence.bench import load_reports
+from minidora.evidence import first_form
+from minidora.evidence.bench import load_json
+from minidora.evidence.first_form import FirstForm
 from minidora.evidence.gpu_page import FOLDER, MISSING
 from minidora.interpreter import problem
 from minidora.lora import LoRALinear
@@ -101,25 +102,10 @@ def _layer(kind: type[LoRALinear], features: int, rank: int) -> Any:
     return kind(base, rank, 2.0 * rank)
 
 
-@contextmanager
-def _no_kernels() -> Iterator[None]:
-    """Layers take the operations that a CPU takes, on meta too."""
-    before, dora.use_kernels = dora.use_kernels, False
-    try:
-        yield
-    finally:
-        dora.use_kernels = before
-
-
 def count(features: int, tokens: int, rank: int) -> dict[str, Work]:
     """A training step of each form of a square layer. Our kernels need Triton to be counted."""
     linear = nn.Linear(features, features, bias=False, dtype=torch.bfloat16, device="meta")
     ours = _layer(DoRALinear, features, rank)
-
-    def without_kernels(x: Tensor) -> Tensor:
-        with _no_kernels():
-            y: Tensor = ours(x)
-        return y
 
     def reused(x: Tensor) -> Tensor:
         with reuse_norms(ours):
@@ -132,7 +118,7 @@ def count(features: int, tokens: int, rank: int) -> dict[str, Work]:
         "LoRA": _layer(LoRALinear, features, rank),
         "PEFT LoRA": PeftForm(_layer(DoRALinear, features, rank), dora=False),
         "PEFT DoRA": PeftForm(_layer(DoRALinear, features, rank), dora=True),
-        "DoRA, first form": without_kernels,
+        "DoRA, first form": FirstForm(ours),
     }
     if not problem:
         forms |= {"DoRA": ours, "DoRA, norms reused": reused}
@@ -169,9 +155,7 @@ def norm_bytes(features: int, rank: int) -> dict[str, float]:
         return fused.factored_norm(weight, A, B, layer.scaling)[0]
 
     def first() -> Tensor:
-        with _no_kernels():
-            norm: Tensor = layer.weight_norm()
-        return norm
+        return first_form.factored_norm(weight, A, B, layer.scaling)
 
     forms: dict[str, Callable[[], Tensor]] = {
         "W + s B A built": dense,
@@ -245,7 +229,7 @@ class Row:
 
 def measured(features: int, tokens: int, rank: int) -> list[Row]:
     """Every form that was counted and measured on the H200; none without the repository."""
-    reports = load_reports(FOLDER)
+    reports = load_json(FOLDER)
     if not reports:
         return []
     shape = (features, tokens, rank)

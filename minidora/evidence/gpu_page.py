@@ -3,11 +3,12 @@
 Its JSON files are those of minidora/evidence/gpu.py. Every ratio is to our LoRA in the same run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minidora.evidence.bench import load_reports
+from minidora.evidence.bench import load_json
 from minidora.evidence.bench_tables import norm_share
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "h200"
@@ -296,9 +297,16 @@ def every_aim_table(found: list[Aim]) -> str:
     return "\n".join(lines)
 
 
+def _both_runs(
+    heading: str, table: Callable[[dict[str, Any]], str], reports: dict[str, Any], name: str
+) -> list[str]:
+    first = table(reports[f"{name}-first-run"])
+    return [f"## {heading}", "", table(reports[name]), "", "The first run:", "", first, ""]
+
+
 def page(reports: dict[str, Any] | None = None) -> str:
     """The whole page; without reports, those of the repository."""
-    found = load_reports(FOLDER) if reports is None else reports
+    found = load_json(FOLDER) if reports is None else reports
     machine = ", ".join(f"{k} {v}" for k, v in found["gpu-layers"]["machine"].items())
     return "\n".join(
         [
@@ -315,22 +323,13 @@ def page(reports: dict[str, Any] | None = None) -> str:
             "",
             machine + ".",
             "",
-            "## One layer",
-            "",
-            layers(found["gpu-layers"]),
-            "",
-            "The first run:",
-            "",
-            layers(found["gpu-layers-first-run"]),
-            "",
-            "## A whole LLaMA-7B, rank 32, five targets a block, batch 1",
-            "",
-            llama(found["gpu-llama"]),
-            "",
-            "The first run:",
-            "",
-            llama(found["gpu-llama-first-run"]),
-            "",
+            *_both_runs("One layer", layers, found, "gpu-layers"),
+            *_both_runs(
+                "A whole LLaMA-7B, rank 32, five targets a block, batch 1",
+                llama,
+                found,
+                "gpu-llama",
+            ),
             "## One layer, compiled",
             "",
             compiled(found["gpu-compiled"]),

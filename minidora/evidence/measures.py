@@ -17,7 +17,7 @@ import torch
 from minidora import summary
 from minidora.adapt import adapt
 from minidora.evidence import analysis, pretrain
-from minidora.evidence.bench import load_reports
+from minidora.evidence.bench import Report, load_reports
 from minidora.evidence.pretrain import RANKS, TARGETS
 from minidora.experiment import Difference
 from minidora.geometry import Dot, delta_direction, delta_magnitude, magnitude_direction
@@ -49,7 +49,7 @@ class Record:
         self,
         root: Path = ROOT,
         runs: list[dict[str, Any]] | None = None,
-        reports: dict[str, Any] | None = None,
+        reports: dict[str, Report] | None = None,
     ) -> None:
         self.root = root
         self._runs = runs
@@ -428,13 +428,13 @@ def cost(figures: Record, contender: str, to: str, what: str, work: str) -> Valu
     """One contender's median time ("ratio"), or bytes "held" or at the "peak", over another's."""
     rows: dict[str, dict[str, Any]] = {}
     for report, content in figures.reports.items():
-        if what != "ratio" and content["machine"]["mode"] == "compiled":
+        if what != "ratio" and content.machine.mode == "compiled":
             continue  # bytes are counted before a layer is compiled: the eager report has them
-        for row in content["results"]:
-            if row["work"] == work:
-                value = row["ratio"][1] if what == "ratio" else row[what]
-                key = f"{report}, {row['features']} features, {row['tokens']} tokens"
-                rows.setdefault(f"{key}, rank {row['rank']}", {})[row["contender"]] = value
+        for row in content.results:
+            if row.work == work:
+                value = row.ratio[1] if what == "ratio" else getattr(row, what)
+                key = f"{report}, {row.features} features, {row.tokens} tokens, rank {row.rank}"
+                rows.setdefault(f"{key}{row.note}", {})[row.contender] = value
     return {key: c[contender] / c[to] for key, c in rows.items() if {contender, to} <= set(c)}
 
 

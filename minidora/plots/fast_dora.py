@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -38,38 +38,66 @@ BENCH_SHOWN = {
 """The contenders that bench_ratios draws; the report holds more."""
 
 
+class Timing(Protocol):
+    """A row of `minidora bench layers`: minidora.evidence.bench.Result."""
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def work(self) -> str: ...
+    @property
+    def contender(self) -> str: ...
+    @property
+    def ratio(self) -> tuple[float, float, float]: ...
+    @property
+    def note(self) -> str: ...
+
+
+class Timings(Protocol):
+    """What `minidora bench layers` measured: minidora.evidence.bench.Report."""
+
+    @property
+    def machine(self) -> Any: ...
+    @property
+    def results(self) -> Sequence[Timing]: ...
+
+
 @styled
-def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figure:
+def bench_ratios(report: Timings, work: str = "training step") -> Figure:
     """Times of `minidora bench layers` as ratios to our LoRA, a row for each shape.
 
     Args:
-        report: as bench wrote it.
+        report: as bench read it.
         work: "training step", or "one token", where DoRA also keeps g, and a shape is the same
             whatever its tokens: the first of its rows is drawn, and labelled so.
 
     Raises:
         ValueError: another work, or one that the report does not have.
     """
-    results = [r for r in report["results"] if r["work"] == work]
+    results = [r for r in report.results if r.work == work]
     if work not in BENCH_SHOWN or not results:
         raise ValueError(f"work must be one of {', '.join(BENCH_SHOWN)}, got {work!r}")
 
-    def shape(row: Mapping[str, Any]) -> str:
-        tokens = f"{row['tokens']} tokens, " if work == "training step" else ""
-        return f"{row['features']} features, {tokens}r {row['rank']}"
+    def shape(row: Timing) -> str:
+        tokens = f"{row.tokens} tokens, " if work == "training step" else ""
+        return f"{row.features} features, {tokens}r {row.rank}{row.note}"
 
-    runs = Counter(shape(r) for r in results if r["contender"] == "DoRA")
-    results = list({(r["contender"], shape(r)): r for r in reversed(results)}.values())[::-1]
+    runs = Counter(shape(r) for r in results if r.contender == "DoRA")
+    results = list({(r.contender, shape(r)): r for r in reversed(results)}.values())[::-1]
     shapes = list(dict.fromkeys(map(shape, results)))
     middles: dict[str, dict[int, float]] = {}  # contender -> row -> median
     figure = new_figure(8.2, 1.7 + 0.5 * len(shapes))
     axes = figure.subplots()
-    shown = [name for name in BENCH_SHOWN[work] if any(r["contender"] == name for r in results)]
+    shown = [name for name in BENCH_SHOWN[work] if any(r.contender == name for r in results)]
     for k, contender in enumerate(shown):
         name, color, marker = BENCH_STYLE[contender]
-        rows = [r for r in results if r["contender"] == contender]
+        rows = [r for r in results if r.contender == contender]
         places = [shapes.index(shape(r)) for r in rows]
-        low, middle, high = zip(*(r["ratio"] for r in rows), strict=True)
+        low, middle, high = zip(*(r.ratio for r in rows), strict=True)
         beside = [place + 0.7 * ((k + 0.5) / len(shown) - 0.5) for place in places]
         axes.hlines(beside, low, high, color=color, lw=2.2)
         axes.plot(middle, beside, marker, color=color, ms=7, label=name)
@@ -89,7 +117,7 @@ def bench_ratios(report: Mapping[str, Any], work: str = "training step") -> Figu
     rows_only(axes)
     figure.legend(loc="outside lower center", ncols=5)
     ours = middles["DoRA"]
-    who = "Compiled, our" if report["machine"]["mode"] == "compiled" else "Our"
+    who = "Compiled, our" if report.machine.mode == "compiled" else "Our"
     what = work if work.startswith("one ") else f"a {work}"
     finding = (
         f"{who} DoRA takes {min(ours.values()):.2f} to {max(ours.values()):.2f} times LoRA's time "

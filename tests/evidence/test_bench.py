@@ -1,6 +1,7 @@
 """The benchmark measures what it says: equal outputs first, bytes that match the arithmetic."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,23 @@ from minidora.evidence import bench, bench_tables
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
 CASE = bench.Case(192, 48, 4)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, object]:
+def report() -> bench.Report:
     return bench.run([CASE], torch.device("cpu"), budget=0.0)
 
 
-def rows(report: dict[str, object], work: str) -> dict[str, bench.Result]:
-    results: list[dict[str, object]] = report["results"]  # type: ignore[assignment]
-    found = [bench.Result(**row) for row in results if row["work"] == work]  # type: ignore[arg-type]
-    return {row.contender: row for row in found}
+def rows(report: bench.Report, work: str) -> dict[str, bench.Result]:
+    return {row.contender: row for row in report.results if row.work == work}
 
 
-def test_every_contender_is_timed_and_counted(report: dict[str, object]) -> None:
+def test_every_contender_is_timed_and_counted(report: bench.Report) -> None:
     step, token = rows(report, "training step"), rows(report, "one token")
-    everywhere = {"linear", "LoRA", "DoRA", "source form", "PEFT LoRA", "PEFT DoRA"}
+    everywhere = {
+        "linear", "LoRA", "DoRA", "DoRA, first form", "source form", "PEFT LoRA", "PEFT DoRA"
+    }  # fmt: skip
     assert everywhere | {"DoRA recompute"} <= set(step)
     assert everywhere | {"DoRA merged", "DoRA cached"} <= set(token)
     assert {*step, *token} <= set(bench.NAMES)
@@ -44,13 +46,17 @@ def test_small_layers_are_timed_in_both_precisions() -> None:
     small = bench.SMALL_CASES[0]
     assert set(bench.SMALL_CASES) <= set(bench.CPU_CASES)
     report = bench.run([CASE, small], torch.device("cpu"), budget=0.0)
-    assert {(r["features"], r["tokens"]) for r in report["half_precision"]} == {(64, 64)}
-    assert {(r["features"], r["tokens"]) for r in report["results"]} == {(192, 48), (64, 64)}
+    assert {row.case for row in report.results if row.dtype == "bfloat16"} == {small}
+    assert {row.case for row in report.results if row.dtype is None} == {CASE, small}
+    assert {row.contender for row in report.results if row.dtype} == set(bench.NAMES) & {
+        row.contender for row in report.results
+    }
+    assert bench.Report.read(json.loads(report.text())) == report
     rows = [line.split(" | ")[0] for line in bench_tables.markdown_table(report).splitlines()[2:]]
     assert rows == ["| 192, 48, 4", "| 64, 64, 4", "| 64, 64, 4 (bf16)"]
 
 
-def test_bytes_held_follow_the_arithmetic(report: dict[str, object]) -> None:
+def test_bytes_held_follow_the_arithmetic(report: bench.Report) -> None:
     step = rows(report, "training step")
     output, hidden = 4 * 48 * 192, 4 * 48 * 4
     assert step["linear"].held == 0
@@ -107,14 +113,18 @@ def test_compiled_layers_are_compared_before_they_are_timed(
 def test_the_command_writes_json_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "QUICK", [CASE])
+    monkeypatch.setattr(bench, "QUICK", [CASE, bench.SMALL_CASES[0]])
     monkeypatch.setenv("MINIDORA_DEVICE", "cpu")
     result = CliRunner().invoke(
         app, ["bench", "layers", "--quick", "--budget", "0", "--output", str(tmp_path)]
     )
     assert result.exit_code == 0, result.output
-    written = json.loads((tmp_path / "cpu-eager.json").read_text())
-    assert set(written["machine"]) >= {"device", "threads", "dtype", "mode", "torch", "date"}
+    report = bench.load_reports(tmp_path)["cpu-eager"]
+    assert set(report.machine.found()) >= {"device", "threads", "dtype", "mode", "torch", "date"}
+    assert {row.label for row in report.results} == {"192, 48, 4", "64, 64, 4", "64, 64, 4 (bf16)"}
+    table = result.output  # narrow here: a cell is broken into lines
+    assert table.count("64, 64, 4") >= 2 * len(report.results) / 3
+    assert table.count("(bf16)") == len(report.results) / 3
     assert (tmp_path / "cpu-eager.png").stat().st_size > 10_000
 
 
@@ -124,6 +134,51 @@ def test_reports_are_read_from_the_repository_wherever_one_is(
     monkeypatch.chdir(tmp_path)
     assert list(bench.load_reports()) == [path.stem for path in REPORTS]
     assert bench.load_reports(tmp_path / "nowhere") == {}
-    report = {"machine": {"dtype": "bfloat16", "mode": "eager"}, "results": []}
-    (tmp_path / bench.file_name(report)).write_text(json.dumps(report))
-    assert bench.load_reports(tmp_path) == {"cuda-eager": report}
+
+
+def test_reports_are_written_as_they_were_read(report: bench.Report, tmp_path: Path) -> None:
+    """The committed ones byte for byte: dtype stands in a row where it is not the machine's."""
+    for path in REPORTS:
+        committed = bench.load_reports()[path.stem]
+        assert committed.text() == path.read_text(encoding="utf-8")
+        assert committed.name == path.stem
+    on_gpu = replace(report, machine=replace(report.machine, dtype="bfloat16", mode="compiled"))
+    assert on_gpu.name == "cuda-compiled"
+    half = replace(report.results[0], dtype="bfloat16")
+    written = replace(report, results=(*report.results, half))
+    (tmp_path / "some.json").write_text(written.text())
+    assert bench.load_reports(tmp_path) == {"some": written}
+    assert half.label == "192, 48, 4 (bf16)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {}, {"machine": {}, "results": []}, {"machine": 1, "results": [{"features": 8}]}],
+)
+def test_what_is_no_report_is_named(content: object, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"other\.json: this is not a report of minidora bench"):
+        bench.load_reports(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_form_is_the_layer(dtype: torch.dtype) -> None:
+    """Against float64, in both passes."""
+    layers = bench.contenders(CASE, torch.device("cpu"), dtype)
+    layer, dora = layers["DoRA, first form"], layers["DoRA"]
+    x = torch.randn(48, 192, dtype=dtype, requires_grad=True)
+    dy = torch.randn(48, 192, dtype=dtype)
+    torch.autograd.backward(layer(x), dy)
+    W, A, B, m = (
+        t.detach().double().requires_grad_()
+        for t in (dora.base.weight, dora.lora_A, dora.lora_B, dora.magnitude)
+    )
+    V = W + dora.scaling * B @ A
+    x64 = x.detach().double().requires_grad_()
+    y = x64 @ ((m / V.norm(dim=1).detach())[:, None] * V).T
+    y.backward(dy.double())
+    for name, exact in {"lora_A": A, "lora_B": B, "magnitude": m}.items():
+        got = layer.get_parameter(f"dora.{name}").grad
+        assert got is not None
+        assert (got.double() - exact.grad).norm() < TOLERANCE[dtype] * exact.grad.norm()
+    assert (x.grad.double() - x64.grad).norm() < TOLERANCE[dtype] * x64.grad.norm()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minidora.evidence import gpu_counts, gpu_page
-from minidora.evidence.bench import load_reports
+from minidora.evidence.bench import load_json
 from minidora.evidence.gpu_counts import H200, Card, Work, count, measured
 from minidora.interpreter import problem
 from minidora.memory import Launches
@@ -71,7 +71,9 @@ def test_flops_are_those_of_the_arithmetic(works: dict[str, Work]) -> None:
     assert sum(works["LoRA"].flops) == layer + low
     assert sum(works["PEFT LoRA"].flops) == layer + low
     factored = 2 * RANK * (WIDTH * WIDTH + RANK * (WIDTH + WIDTH))
-    assert sum(works["DoRA, first form"].flops) == layer + low + factored
+    first = works["DoRA, first form"]
+    assert sum(first.flops) == layer + low + factored
+    assert (first.forward, first.backward) == (60, 15)
 
 
 @needs_triton
@@ -97,7 +99,7 @@ def test_the_norm_reads_w_once() -> None:
 
 def test_measured_rows_are_the_committed_ones() -> None:
     rows = {row.name: row for row in measured(4096, 4096, 16)}
-    report = load_reports(gpu_page.FOLDER)["gpu-layers"]["results"]
+    report = load_json(gpu_page.FOLDER)["gpu-layers"]["results"]
     [lora] = [
         row for row in report
         if (row["features"], row["tokens"], row["rank"], row["contender"])
@@ -113,7 +115,7 @@ def test_measured_rows_are_the_committed_ones() -> None:
 
 
 def test_tables_name_the_seconds_and_the_path() -> None:
-    reports = load_reports(gpu_page.FOLDER)
+    reports = load_json(gpu_page.FOLDER)
     reuse = [" ".join(line.split()) for line in gpu_page.reuse(reports).splitlines()]
     assert "DoRA, seconds 0.216 -> 0.162 0.239 -> 0.223" in reuse
     assert "LoRA beside it, seconds 0.142 -> 0.133 0.160 -> 0.151" in reuse
@@ -127,7 +129,7 @@ def test_tables_name_the_seconds_and_the_path() -> None:
 
 
 def test_without_the_repository_a_sentence_stands_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_counts, "load_reports", lambda folder: {})
+    monkeypatch.setattr(gpu_counts, "load_json", lambda folder: {})
     assert gpu_counts.comparison(measured(4096, 4096, 16)) == gpu_page.MISSING
     for table in (gpu_page.reuse, gpu_page.compiled_forms, gpu_page.kernel_errors):
         assert table({}) == gpu_page.MISSING
@@ -137,7 +139,7 @@ def test_without_the_repository_a_sentence_stands_there(monkeypatch: pytest.Monk
 
 
 def test_aims_report_what_was_missed() -> None:
-    aims = {aim.label: aim for aim in gpu_page.every_aim(load_reports(gpu_page.FOLDER))}
+    aims = {aim.label: aim for aim in gpu_page.every_aim(load_json(gpu_page.FOLDER))}
     graph = aims["layer, CUDA graph: 4096 features, 4096 tokens, rank 16"]
     assert [round(run, 2) for run in graph.runs] == [1.05, 1.05]
     assert graph.verdict == "met"

@@ -1,7 +1,7 @@
 """The bytes that an H200 reported for LLaMA-7B under Adam, against the sizes worked out by hand."""
 
 from minidora.evidence import gpu_page
-from minidora.evidence.bench import load_reports
+from minidora.evidence.bench import load_json
 from minidora.evidence.measures import ROOT
 
 BLOCKS, WIDTH, INNER, TOKENS = 32, 4096, 11008, 32000
@@ -11,7 +11,7 @@ ROTARY = 2 * 512  # two buffers of 64 float32 frequencies, each in a block
 
 
 def test_every_byte_of_the_h200_is_explained():
-    report = load_reports(ROOT / "benchmarks" / "h200")["llama7b-memory"]
+    report = load_json(ROOT / "benchmarks" / "h200")["llama7b-memory"]
     assert {key for key in report if key != "results"} >= {"device", "torch", "date", "model"}
     weights = 4 * NUMBERS + ROTARY
     foreach, fused = report["results"]["foreach"], report["results"]["fused"]
@@ -25,7 +25,7 @@ def test_every_byte_of_the_h200_is_explained():
 def test_the_gpu_page_is_made_of_the_committed_measurements():
     """The page is derived; a few of its numbers are read off the JSON by hand here."""
     folder = ROOT / "benchmarks" / "h200"
-    reports = load_reports(folder)
+    reports = load_json(folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert text == gpu_page.page(reports), "run: minidora bench page"
     row = next(
@@ -39,7 +39,7 @@ def test_the_gpu_page_is_made_of_the_committed_measurements():
 
 def test_the_readme_states_what_was_measured():
     """README.md's GPU row, against the second run's JSON."""
-    reports = load_reports(ROOT / "benchmarks" / "h200")
+    reports = load_json(ROOT / "benchmarks" / "h200")
     graph = {
         (r["features"], r["tokens"], r["rank"], r["contender"]): r["graph_ratio"]
         for r in reports["gpu-layers"]["results"]
@@ -61,7 +61,7 @@ def test_the_readme_states_what_was_measured():
 
 
 def test_aims_that_were_missed_are_called_so() -> None:
-    reports = load_reports(ROOT / "benchmarks" / "h200")
+    reports = load_json(ROOT / "benchmarks" / "h200")
     rows = [line.split(" | ") for line in gpu_page.aims(reports).splitlines()[2:]]
     assert len(rows) == len(gpu_page.AIMS)
     for _, aim, ours, verdict, *_ in rows:

@@ -5,12 +5,11 @@ world in which the claims are true and one in which their contraries are.
 """
 
 import ast
-import copy
 import json
 import random
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from minidora.cli import app
+from minidora.evidence import bench, pretrain
 from minidora.evidence import ledger as claims
-from minidora.evidence import pretrain
 from minidora.evidence.ledger import (
     FAILS,
     HOLDS,
@@ -326,37 +325,53 @@ def test_each_setting_has_its_own_number() -> None:
 def test_benchmarks_decide(figures: Record) -> None:
     """Under each other's names the verdicts on time and bytes turn around."""
     swap = {"DoRA": "PEFT DoRA", "PEFT DoRA": "DoRA"}
-    clear = copy.deepcopy(figures.reports)  # bytes as counted, times far apart
-    for row in (row for report in clear.values() for row in report["results"]):
-        if row["contender"] in swap:
-            row["ratio"] = [1.0 if row["contender"] == "DoRA" else 2.0] * 3
-    swapped = copy.deepcopy(clear)
-    for row in (row for report in swapped.values() for row in report["results"]):
-        row["contender"] = swap.get(row["contender"], row["contender"])
+
+    def changed(change: Callable[[bench.Result], bench.Result]) -> Record:
+        reports = {
+            name: replace(report, results=tuple(map(change, report.results)))
+            for name, report in figures.reports.items()
+        }
+        return Record(reports=reports)
+
+    def clear(row: bench.Result) -> bench.Result:  # bytes as counted, times far apart
+        times = {"DoRA": (1.0,) * 3, "PEFT DoRA": (2.0,) * 3}
+        return replace(row, ratio=times.get(row.contender, row.ratio))
+
+    def swapped(row: bench.Result) -> bench.Result:
+        return replace(clear(row), contender=swap.get(row.contender, row.contender))
+
+    def slow(row: bench.Result) -> bench.Result:
+        return replace(row, ratio=(2.0,) * 3 if row.contender == "DoRA" else row.ratio)
+
     for name in ("ours-peft-time", "ours-held"):
-        assert verdict(BY_ID[name], Record(reports=clear)) == HOLDS
-        assert verdict(BY_ID[name], Record(reports=swapped)) == FAILS
-    slow = copy.deepcopy(figures.reports)
-    for report in slow.values():
-        for row in report["results"]:
-            if row["contender"] == "DoRA":
-                row["ratio"] = [2.0, 2.0, 2.0]
-    assert verdict(BY_ID["ours-price"], Record(reports=slow)) == FAILS
+        assert verdict(BY_ID[name], changed(clear)) == HOLDS
+        assert verdict(BY_ID[name], changed(swapped)) == FAILS
+    assert verdict(BY_ID["ours-price"], changed(slow)) == FAILS
 
 
 def test_costs_are_ratios_of_medians_and_of_bytes() -> None:
-    rows = [
-        {"features": 8, "tokens": 4, "rank": 2, "work": "training step", "contender": name,
-         "ratio": [0.1, middle, 9.0], "held": held}
+    rows = tuple(
+        bench.Result(
+            8, 4, 2, "training step", name, 1.0, (0.1, middle + more, 9.0), held, dtype=dtype
+        )
         for name, middle, held in (("DoRA", 1.5, 30), ("PEFT DoRA", 2.0, 40), ("LoRA", 1.0, 0))
-    ]  # fmt: skip
-    modes = ("eager", "compiled")
-    given = Record(reports={mode: {"machine": {"mode": mode}, "results": rows} for mode in modes})
-    keys = [f"{mode}, 8 features, 4 tokens, rank 2" for mode in modes]
+        for more, dtype in ((0.0, None), (1.0, "bfloat16"))
+    )
+    machine = bench.Machine(
+        device="", threads="", dtype="float32", mode="eager", python="", torch="", date=""
+    )
+    given = Record(
+        reports={
+            mode: bench.Report(replace(machine, mode=mode), rows) for mode in ("eager", "compiled")
+        }
+    )
+    keys = [f"{mode}, 8 features, 4 tokens, rank 2" for mode in ("eager", "compiled")]
     times = cost(given, "DoRA", "PEFT DoRA", "ratio", "training step")
-    assert times == dict.fromkeys(keys, 0.75)
+    assert times == dict.fromkeys(keys, 0.75) | {f"{key} (bf16)": 2.5 / 3 for key in keys}
     # Bytes are counted before anything is compiled, so that they would be the same twice.
-    assert cost(given, "DoRA", "PEFT DoRA", "held", "training step") == {keys[0]: 0.75}
+    assert cost(given, "DoRA", "PEFT DoRA", "held", "training step") == {
+        keys[0]: 0.75, f"{keys[0]} (bf16)": 0.75
+    }  # fmt: skip
     assert cost(given, "DoRA", "absent", "held", "training step") == {}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,14 +142,20 @@ def test_scaling_paper_says_what_the_identity_matrix_costs() -> None:
     assert list(dense.get_xdata()) == pytest.approx([0.6, 0.8])
 
 
-def result(contender: str, features: int, ratio: float, work: str = "training step"):  # type: ignore[no-untyped-def]
-    shape = {"features": features, "tokens": 8, "rank": 2, "work": work, "contender": contender}
-    return {**shape, "ratio": [ratio - 0.1, ratio, ratio + 0.1]}
+def result(
+    contender: str, features: int, ratio: float, work: str = "training step", tokens: int = 8,
+    dtype: str | None = None,
+) -> bench.Result:  # fmt: skip
+    quartiles = (ratio - 0.1, ratio, ratio + 0.1)
+    return bench.Result(features, tokens, 2, work, contender, 1.0, quartiles, dtype=dtype)
 
 
-REPORT = {
-    "machine": {"mode": "eager"},
-    "results": [
+MACHINE = bench.Machine(
+    device="a CPU", threads="1", dtype="float32", mode="eager", python="3", torch="2", date="today"
+)
+REPORT = bench.Report(
+    MACHINE,
+    (
         result("LoRA", 64, 1.0),
         result("DoRA", 64, 1.2),
         result("PEFT DoRA", 64, 1.1),
@@ -159,9 +166,9 @@ REPORT = {
         result("DoRA", 64, 3.0, "one token"),
         result("DoRA cached", 64, 1.05, "one token"),
         result("PEFT DoRA", 64, 9.0, "one token"),
-        {**result("DoRA", 64, 5.0, "one token"), "tokens": 99},
-    ],
-}
+        result("DoRA", 64, 5.0, "one token", tokens=99),
+    ),
+)
 
 
 def test_bench_ratios_says_where_others_are_faster() -> None:
@@ -187,7 +194,21 @@ def test_bench_ratios_of_one_token_and_of_compiled_layers() -> None:
     # The tokens of the step are not those of this work: one shape, drawn once.
     [tick] = figure.axes[0].get_yticklabels()
     assert tick.get_text() == "64 features, r 2 (first of 2 runs)"
-    compiled = {**REPORT, "machine": {"mode": "compiled"}}
+    compiled = replace(REPORT, machine=replace(MACHINE, mode="compiled"))
     check(plots.bench_ratios(compiled), "Compiled, our DoRA takes 1.20")
     with pytest.raises(ValueError, match="one of training step, one token, got 'sleep'"):
         plots.bench_ratios(REPORT, "sleep")
+
+
+def test_bench_ratios_draws_half_precision_beside_the_other() -> None:
+    half = (
+        result("DoRA", 64, 1.7, dtype="bfloat16"),
+        result("PEFT DoRA", 64, 1.6, dtype="bfloat16"),
+    )
+    figure = plots.bench_ratios(replace(REPORT, results=REPORT.results + half))
+    check(figure, "Our DoRA takes 1.20 to 1.70 times LoRA's time", "PEFT in 2 of 3")
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert ticks == [
+        "64 features, 8 tokens, r 2", "128 features, 8 tokens, r 2",
+        "64 features, 8 tokens, r 2 (bf16)",
+    ]  # fmt: skip
