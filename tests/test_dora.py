@@ -10,6 +10,7 @@ import math
 import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minidora import DoRALinear, LoRALinear, cached_scale
+from minidora import DoRALinear, LoRALinear, cached_scale, dora
 from minidora.dora import Compose, dora_weight, factored_norm, magnitude_over_norm, row_norm
 
 HALF = [torch.bfloat16, torch.float16]
@@ -684,6 +685,50 @@ def test_cuda_equals_the_closed_form(dtype: torch.dtype) -> None:
     theirs = [expected, *torch.autograd.grad(expected, leaves, dy.double())]
     for got, want in zip(ours, theirs, strict=True):
         assert (got.double() - want.double()).norm() < TOLERANCE[dtype] * want.double().norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rank", [6, 40])  # 40: a float32 W's norm is not the kernels' then
+@pytest.mark.parametrize("bias", [True, False])
+def test_cuda_autocast_equals_the_plain_form(
+    rank: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float32 base under autocast to bf16: with the kernels, without them, and in float64."""
+    fused = pytest.importorskip("minidora.fused", reason="needs Triton")
+    launched: list[str] = []
+    launch = fused.launch
+
+    def noting(kernel: Any, *args: Any, **options: Any) -> bool:
+        done: bool = launch(kernel, *args, **options)
+        launched.extend([kernel.fn.__name__] if done else [])
+        return done
+
+    monkeypatch.setattr(fused, "launch", noting)
+    layer = make(72, 40, rank, torch.float32, bias).cuda()
+    x = torch.randn(3, 24, 72, device="cuda", requires_grad=True)
+    dy = torch.randn(3, 24, 40, dtype=torch.bfloat16, device="cuda")
+    leaves = [x, *parameters(layer)]
+
+    def step() -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16):
+            y = layer(x)
+        return [y, *torch.autograd.grad(y, leaves, dy)]
+
+    with_kernels = step()
+    assert {"compose_kernel", "compose_backward_kernel"} <= set(launched)
+    monkeypatch.setattr(dora, "use_kernels", False)
+    launched.clear()
+    without = step()
+    assert not launched
+    expected = x.double() @ closed_form(layer).T
+    if bias:
+        expected = expected + layer.base.bias.double()
+    exact = [expected, *torch.autograd.grad(expected, leaves, dy.double())]
+    for ours, plain, want in zip(with_kernels, without, exact, strict=True):
+        assert ours.dtype == plain.dtype
+        for one, other in ((ours, plain), (ours, want), (plain, want)):
+            difference = one.double() - other.double()
+            assert difference.norm() < TOLERANCE[torch.bfloat16] * want.double().norm()
 
 
 # ---- torch.func -------------------------------------------------------------------------------

@@ -5,22 +5,28 @@
     python -m minidora.evidence.gpu --output DIR --minutes 3
 
 Nothing but torch, Triton, Typer and this package's folder on PYTHONPATH is needed; PEFT's layers
-are measured where PEFT can be imported. Each part has a share of the time. One that fails or runs
-out of it is reported, and the next one starts; every part's file is written once it is done.
+are measured where PEFT can be imported. Each part has a share of the time, and what it leaves goes
+to those after it. One that fails or runs out of its share is reported, and the next one starts;
+every part's file is written once it is done.
 """
 
 import contextlib
 import copy
 import functools
 import gc
+import importlib.util
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,23 +45,51 @@ DEVICE = torch.device("cuda")
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
 
-class OutOfTime(Exception):
-    """A part's share of the time is over; what it has measured so far is kept."""
+class State(StrEnum):
+    """How a part, a lesson or a test run ended."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    OUT_OF_TIME = "out of time"
+    NOT_RUN = "not run"
+
+
+class Unfinished(Exception):
+    """A part did not do all of its work; what it has measured is kept. Its text is the state."""
 
 
 @dataclass
 class Clock:
     end: float
 
+    def left(self) -> float:
+        return self.end - time.perf_counter()
+
     def check(self) -> None:
-        if time.perf_counter() > self.end:
-            raise OutOfTime
+        if self.left() < 0:
+            raise Unfinished(State.OUT_OF_TIME)
 
 
 Rows = list[dict[str, Any]]
 
 
+def free_memory() -> int:
+    """Give back what earlier work holds on the card; the bytes that are still allocated.
+
+    cuBLAS keeps a workspace of 64 MiB for each stream that it has run on.
+    """
+    torch._dynamo.reset()
+    gc.collect()
+    getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
 # ---- Kernels against float64, at real sizes ----
+
+
+KERNEL_SIZES = [(4096, 4096, 16), (11008, 4096, 32), (4096, 11008, 64), (4096, 4096, 384)]
+"""(out, in, rank). Almost all of their time is Triton's, which compiles for each size anew."""
 
 
 def kernels_against_float64(rows: Rows, clock: Clock) -> None:
@@ -63,10 +97,10 @@ def kernels_against_float64(rows: Rows, clock: Clock) -> None:
     from minidora import fused
 
     torch.manual_seed(0)
-    sizes = [(4096, 4096, 16), (11008, 4096, 32), (4096, 11008, 64), (4096, 4096, 384)]
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for out, inner, rank in sizes:
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        for out, inner, rank in KERNEL_SIZES:
             clock.check()
+            start = time.perf_counter()
             weight = torch.randn(out, inner, device=DEVICE).div(inner**0.5).to(dtype)
             A = torch.randn(rank, inner, device=DEVICE) / inner**0.5
             B = torch.randn(out, rank, device=DEVICE) * 0.3 / rank**0.5
@@ -94,15 +128,27 @@ def kernels_against_float64(rows: Rows, clock: Clock) -> None:
             for name, got in {"y": y, "d_u": du, "d_m": dm.sum(0)}.items():
                 want = expected[name]
                 errors[name] = float((got.double() - want).norm() / want.norm())
-            rows.append({"out": out, "in": inner, "rank": rank, "dtype": str(dtype), **errors})
+            rows.append(
+                {
+                    "out": out, "in": inner, "rank": rank, "dtype": str(dtype), **errors,
+                    "seconds": time.perf_counter() - start,
+                }
+            )  # fmt: skip
+            print(rows[-1], flush=True)
 
 
 # ---- One layer ----
 
 
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps its workspace for every stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 def graph_seconds(call: Callable[[], object]) -> float:
     """Seconds of one call, replayed as a CUDA graph: the GPU's time without Python's."""
-    stream = torch.cuda.Stream()
+    stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -123,12 +169,16 @@ def graph_seconds(call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
+LAYER_CASES = [*bench.CUDA_CASES[3:6], *bench.CUDA_CASES[:3], bench.CUDA_CASES[6]]
+COMPILED_CASES = [bench.CUDA_CASES[3], bench.CUDA_CASES[1]]
+
+
 def layers(rows: Rows, clock: Clock) -> None:
     """A training step of one layer in bf16: eager (alternating) and as a CUDA graph."""
-    for case in [*bench.CUDA_CASES[3:6], *bench.CUDA_CASES[:3], bench.CUDA_CASES[6]]:
+    for case in LAYER_CASES:
         clock.check()
         found = bench.contenders(case, DEVICE, torch.bfloat16)
-        kept = ("linear", "LoRA", "DoRA", "PEFT LoRA", "PEFT DoRA")
+        kept = ("linear", "LoRA", "DoRA", "DoRA, first form", "PEFT LoRA", "PEFT DoRA")
         found = {name: layer for name, layer in found.items() if name in kept}
         x = torch.randn(case.tokens, case.features, device=DEVICE, dtype=torch.bfloat16)
         x.requires_grad_()
@@ -170,11 +220,11 @@ def _stepper(x: Tensor, dy: Tensor) -> Callable[[nn.Module], None]:
 
 def compiled(rows: Rows, clock: Clock) -> None:
     """A training step of one layer after layer.compile(), alternating."""
-    for case in (bench.CUDA_CASES[3], bench.CUDA_CASES[1]):
+    for case in COMPILED_CASES:
         clock.check()
         torch._dynamo.reset()
         found = bench.contenders(case, DEVICE, torch.bfloat16)
-        kept = ("linear", "LoRA", "DoRA", "PEFT DoRA")
+        kept = ("linear", "LoRA", "DoRA", "DoRA, first form", "PEFT DoRA")
         found = {name: layer for name, layer in found.items() if name in kept}
         x = torch.randn(case.tokens, case.features, device=DEVICE, dtype=torch.bfloat16)
         x.requires_grad_()
@@ -264,6 +314,13 @@ def _adapted(base: Llama, method: str, rank: int = 32) -> nn.Module:
     return model
 
 
+LLAMA_SETTINGS = [
+    (4096, False, False), (2048, False, False), (2048, True, False), (2048, True, True),
+    (4096, True, True), (2048, False, True),
+]  # fmt: skip
+"""(tokens, checkpointing, norms reused)."""
+
+
 def llama_steps(rows: Rows, clock: Clock) -> None:
     """Seconds of a training step of a LLaMA with random weights, methods in turn, batch 1."""
     free = torch.cuda.mem_get_info()[0]
@@ -280,13 +337,10 @@ def llama_steps(rows: Rows, clock: Clock) -> None:
         method: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
         for method, model in models.items()
     }
-    settings = [
-        (4096, False, False), (2048, False, False), (2048, True, False), (2048, True, True),
-        (4096, True, True), (2048, False, True),
-    ]  # fmt: skip
-    for tokens, checkpointing, reuse in settings:
+    for tokens, checkpointing, reuse in LLAMA_SETTINGS:
         clock.check()
-        ids = torch.randint(0, 32000, (1, tokens), device=DEVICE)
+        words = base.net.get_parameter("model.embed_tokens.weight").shape[0]
+        ids = torch.randint(0, words, (1, tokens), device=DEVICE)
         chosen = ["lora", "dora"] if reuse else methods
         times: dict[str, list[float]] = {method: [] for method in chosen}
         peaks = {}
@@ -329,6 +383,7 @@ def full_fine_tuning(rows: Rows, clock: Clock) -> None:
     """Bytes of full fine-tuning, predicted by lesson 1 and measured, where the card is enough."""
     for implementation in ("fused", "foreach"):
         clock.check()
+        start = free_memory()
         free = torch.cuda.mem_get_info()[0]
         for blocks in (32, 8, 2):
             shapes: Any = llama("LLaMA-7B", torch.float32)
@@ -337,7 +392,7 @@ def full_fine_tuning(rows: Rows, clock: Clock) -> None:
             if predicted.peak < 0.97 * free:
                 break
         model = shapes.to_empty(device=DEVICE)
-        before = torch.cuda.memory_allocated()
+        weights = torch.cuda.memory_allocated() - start
         for parameter in model.parameters():
             parameter.data.normal_(std=0.02)
             parameter.grad = torch.full_like(parameter, 1e-3)
@@ -350,89 +405,166 @@ def full_fine_tuning(rows: Rows, clock: Clock) -> None:
                 "implementation": implementation, "blocks": blocks,
                 "predicted": asdict(predicted),
                 "predicted_total": predicted.total, "predicted_peak": predicted.peak,
-                "weights": before, "after_step": torch.cuda.memory_allocated(),
-                "peak_in_step": torch.cuda.max_memory_allocated(),
+                "weights": weights, "after_step": torch.cuda.memory_allocated() - start,
+                "peak_in_step": torch.cuda.max_memory_allocated() - start,
+                "allocated_before": start,
             }
         )  # fmt: skip
         print(rows[-1], flush=True)
         del model, optimizer, shapes, parameter
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 # ---- Programs of their own ----
 
 
+TESTS = {
+    "test_dora.py": "", "test_dora_cost.py": "", "test_kernels.py": "", "test_lora.py": "",
+    "test_stack.py": "cuda", "test_training.py": "cuda",
+}  # fmt: skip
+"""Files, and the word in the names of those of their tests that are wanted."""
+OUTCOME = re.compile(
+    r"^(?:\[gw\d+\] \[ *\d+%\] (?P<first>[A-Z]+) (?P<one>\S+::.+?)"
+    r"|(?P<other>\S+::.+?) (?P<last>[A-Z]+)(?: +\[ *\d+%\]| \(.*)?)\s*$",
+    re.MULTILINE,
+)
+"""A line of `pytest -v`: with pytest-xdist the outcome comes first."""
+
+
 def tests(rows: Rows, clock: Clock) -> None:
-    """The tests that need CUDA, and those of the layers, in a process of their own."""
-    files = ["test_dora.py", "test_dora_cost.py", "test_kernels.py", "test_lora.py"]
-    found = [str(path) for name in files if (path := ROOT / "tests" / name).exists()]
-    _run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *found], rows, clock
-    )
+    """The tests that need CUDA, and those of the layers, in a process of their own.
+
+    All of them, or those that end in time; the names of those that fail, and why.
+    """
+    found = {name: word for name, word in TESTS.items() if (ROOT / "tests" / name).exists()}
+    wanted = " or ".join(f"({name} and {word or 'test'})" for name, word in found.items())
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    files = [str(ROOT / "tests" / name) for name in found]
+    done = _run([*command, "-k", wanted, *files], clock)
+    outcomes = {
+        match["one"] or match["other"]: match["first"] or match["last"]
+        for match in OUTCOME.finditer(done.output)
+    }
+    bad = [name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")]
+    why = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.+?) - (.*)$", done.output, re.MULTILINE))
+    counts = {word: list(outcomes.values()).count(word) for word in sorted({*outcomes.values()})}
+    rows.append(
+        {
+            "state": done.state, "seconds": done.seconds, "counts": counts,
+            "failed": {name: why.get(name, "") for name in bad}, "tail": done.output[-2000:],
+        }
+    )  # fmt: skip
+    print({key: value for key, value in rows[-1].items() if key != "tail"}, flush=True)
+    if bad or done.state is not State.COMPLETE:
+        raise Unfinished(f"{done.state}, {len(bad)} of {len(outcomes)} tests failed")
+
+
+FIRST_LESSONS = ("07", "02", "04", "05")
+"""Those whose minutes are not known yet; after them the others, in their order."""
 
 
 def lessons(rows: Rows, clock: Clock) -> None:
-    """Minutes of each lesson, one after the other, by nbclient."""
-    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
-        clock.check()
-        program = (
-            "import nbformat, nbclient, sys; nb = nbformat.read(sys.argv[1], 4); "
-            "nbclient.NotebookClient(nb, timeout=200).execute()"
-        )
-        _run([sys.executable, "-c", program, str(path)], rows, clock, name=path.stem)
+    """Minutes of each lesson, one after the other, by nbclient; those left out are named too."""
+    program = (
+        "import nbformat, nbclient, sys; nb = nbformat.read(sys.argv[1], 4); "
+        "nbclient.NotebookClient(nb, timeout=None).execute()"
+    )
+    paths = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    order = [*FIRST_LESSONS, *(path.name[:2] for path in paths)]
+    paths.sort(key=lambda path: order.index(path.name[:2]))
+    for path in paths:
+        row: dict[str, Any] = {"name": path.stem, "state": State.NOT_RUN, "minutes": None}
+        if clock.left() > 5:
+            done = _run([sys.executable, "-c", program, str(path)], clock)
+            row |= {"state": done.state, "seconds": done.seconds}
+            if done.state is State.COMPLETE:
+                row["minutes"] = round(done.seconds / 60, 1)
+            else:
+                row["tail"] = done.output[-2000:]
+        rows.append(row)
+        print({key: value for key, value in row.items() if key != "tail"}, flush=True)
+    ran = sum(row["state"] is State.COMPLETE for row in rows)
+    if ran < len(rows):
+        raise Unfinished(f"{ran} of {len(rows)} lessons ran to their end")
 
 
-def _run(command: list[str], rows: Rows, clock: Clock, name: str = "") -> None:
+@dataclass(frozen=True)
+class Done:
+    """How a program ended, and what it printed, errors too."""
+
+    state: State
+    seconds: float
+    output: str
+
+
+def _run(command: list[str], clock: Clock) -> Done:
+    """Run a program until it ends, or the time does."""
     start = time.perf_counter()
-    left = max(1.0, clock.end - start)
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
-        code, tail = done.returncode, (done.stdout + done.stderr)[-2000:]
-    except subprocess.TimeoutExpired as error:
-        code, tail = None, str(error.stdout or b"")[-2000:]
-    row = {"name": name, "returncode": code, "seconds": time.perf_counter() - start, "tail": tail}
-    rows.append(row)
-    print(row, flush=True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what it has printed when it is ended
+        )  # fmt: skip
+        try:
+            code = process.wait(max(1.0, clock.left()))
+            state = State.FAILED if code else State.COMPLETE
+        except subprocess.TimeoutExpired:
+            state = State.OUT_OF_TIME
+            process.terminate()  # nbclient ends its kernel then, pytest its workers
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        output.seek(0)
+        return Done(state, time.perf_counter() - start, output.read())
 
 
 PARTS: dict[str, tuple[Callable[[Rows, Clock], None], float]] = {
-    "kernels": (kernels_against_float64, 0.06),
-    "layers": (layers, 0.2),
-    "llama": (llama_steps, 0.26),
-    "compiled": (compiled, 0.12),
+    "full": (full_fine_tuning, 0.02),
+    "kernels": (kernels_against_float64, 0.10),
+    "layers": (layers, 0.20),
+    "llama": (llama_steps, 0.18),
+    "compiled": (compiled, 0.09),
     "tests": (tests, 0.12),
-    "full": (full_fine_tuning, 0.08),
-    "lessons": (lessons, 0.16),
+    "lessons": (lessons, 0.29),
 }
-"""Each part and its share of the minutes, in the order in which they run."""
+"""Each part and its share of the minutes, in the order in which they run: full while the card is
+empty. On an H200 they took 1, 30 (by half of the sizes), 53, 51 and 22 seconds."""
+SPARE = 10
+"""Seconds for the start, and to end what runs out of time."""
 
 
 def run(names: list[str], output: Path, minutes: float) -> int:
     """Run parts, write output/gpu-<part>.json each; the number of parts that did not finish."""
     output.mkdir(parents=True, exist_ok=True)
-    machine = {**bench.machine(DEVICE, torch.bfloat16, compiled=False), "torch": torch.__version__}
-    shares = sum(PARTS[name][1] for name in names)
+    machine = replace(
+        bench.machine(DEVICE, torch.bfloat16, compiled=False), torch=torch.__version__
+    ).found()
+    end = time.perf_counter() + 60 * minutes - SPARE
     unfinished = 0
-    for name in names:
+    for place, name in enumerate(names):
         part, share = PARTS[name]
+        share /= sum(PARTS[later][1] for later in names[place:])
         rows: Rows = []
+        allocated = free_memory()
         start = time.perf_counter()
-        state = "complete"
+        state: str = State.COMPLETE
         try:
-            part(rows, Clock(start + 60 * minutes * share / shares))
-        except OutOfTime:
-            state = "out of time"
+            part(rows, Clock(start + max(0.0, end - start) * share))
+        except Unfinished as error:
+            state = str(error)
         except Exception:
             state = traceback.format_exc()
-        unfinished += state != "complete"
+        unfinished += state != State.COMPLETE
         seconds = round(time.perf_counter() - start, 1)
-        report = {"part": name, "state": state, "seconds": seconds, "machine": machine}
+        report = {
+            "part": name, "state": state, "seconds": seconds, "allocated_before": allocated,
+            "machine": machine, "results": rows,
+        }  # fmt: skip
         path = output / f"gpu-{name}.json"
-        path.write_text(json.dumps({**report, "results": rows}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"== {name}: {state}, {seconds} s, {len(rows)} rows", flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
     return unfinished
 
 
