@@ -118,6 +118,8 @@ def price(report: Report, limit: float = 1.1) -> str:
         [_bytes(row, what) / _bytes(lora[label], what) for label, row in ours.items()]
         for what in ("held", "peak")
     )
+    first = steps.get("DoRA, first form", {})
+    to_first = [ours[label].ratio[1] / row.ratio[1] for label, row in first.items()]
     lines = [
         f"{report.machine.mode}: at most {limit:.2f} times LoRA's time in "
         f"{len(ratio) - len(above)} of {len(ratio)} shapes",
@@ -127,6 +129,11 @@ def price(report: Report, limit: float = 1.1) -> str:
             for label, value in above.items()
         ),
         f"  a lower median than ours: {', '.join(lower)} of {len(ratio)} shapes",
+        *(
+            [f"  {min(to_first):.2f} to {max(to_first):.2f} times the time of its first form"]
+            if to_first
+            else []
+        ),
         f"  peak {min(peak):.2f} to {max(peak):.2f} times LoRA's, "
         f"held {min(held):.0f} to {max(held):.0f} times",
     ]
