@@ -78,7 +78,8 @@ def free_memory() -> int:
 
     cuBLAS keeps a workspace of 64 MiB for each stream that it has run on.
     """
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # importing it takes seconds
+        torch._dynamo.reset()
     gc.collect()
     getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
     torch.cuda.empty_cache()
@@ -112,6 +113,8 @@ def kernels_against_float64(rows: Rows, clock: Clock) -> None:
             norm = dora.factored_norm(weight, A, B, 2.0).double()
             exact = (weight.double() + 2 * B.double() @ A.double()).norm(dim=1)
             nonzero = exact > 0
+            given = "cuBLAS" if fused.forms_norm(weight, A) else "PyTorch"
+            path = "kernel" if rank <= fused.MAX_RANK else given
             errors = {"norm": float(((norm - exact).abs()[nonzero] / exact[nonzero]).max())}
             tokens = 2048
             base = torch.randn(tokens, out, device=DEVICE).to(dtype)
@@ -130,8 +133,8 @@ def kernels_against_float64(rows: Rows, clock: Clock) -> None:
                 errors[name] = float((got.double() - want).norm() / want.norm())
             rows.append(
                 {
-                    "out": out, "in": inner, "rank": rank, "dtype": str(dtype), **errors,
-                    "seconds": time.perf_counter() - start,
+                    "out": out, "in": inner, "rank": rank, "dtype": str(dtype), "path": path,
+                    **errors, "seconds": time.perf_counter() - start,
                 }
             )  # fmt: skip
             print(rows[-1], flush=True)
