@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minidora.checks import adapters
-from minidora.checks.exercise import Answer, Lesson
-from minidora.checks.expect import expect, expect_parameter, require
-from minidora.checks.oracle import Wrong, lengths, product, signed
+from minidora.checks.exercise import Lesson
+from minidora.checks.expect import expect, require
+from minidora.checks.oracle import SlopeMistake, Wrong, lengths, product, signed
 from minidora.checks.spec import spec
+from minidora.runner import probe
 
 lesson = Lesson(
     3, "03_dora_decomposition", closed=("minidora.lora", "minidora.dora", "minidora.adapt", "peft")
@@ -108,9 +108,6 @@ def _scaled(magnitude: Tensor, direction: Tensor, norm: Tensor | None = None) ->
     return (magnitude / norm)[:, None] * direction
 
 
-EQUATION_5 = "(out, in), (rank, in), (out, rank), (out,), alpha -> (out, in)"
-
-
 @spec(
     lesson,
     "3.3",
@@ -119,7 +116,7 @@ EQUATION_5 = "(out, in), (rank, in), (out, rank), (out,), alpha -> (out, in)"
     minutes=10,
     teaches="how magnitude and the updated direction make one weight",
     hint="W' has rows of length `magnitude`. Which matrix gives their directions?",
-    shapes=EQUATION_5,
+    shapes="(out, in), (rank, in), (out, rank), (out,), alpha -> (out, in)",
     draw={"magnitude": signed},
     grads=("magnitude", "lora_A", "lora_B"),
     tiny=("weight", "lora_B"),
@@ -128,6 +125,66 @@ def dora_weight(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, magnitude: Tensor, alpha: float
 ) -> Tensor:
     return _scaled(magnitude, _direction(weight, lora_A, lora_B, alpha))
+
+
+LORA = "this is W + s B A, what LoRA merges: now its rows get the lengths in magnitude"
+
+
+@dora_weight.mistakes_of
+def _wrong_weights(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Wrong:
+    ba, s, v = product(a, b), alpha / len(a), _direction(w, a, b, alpha)
+    once, column = w + ba, m[:, None]
+    of_w = "divided by the norm of W: the norm is that of W + s B A, and changes as it trains"
+    yield of_w, _scaled(m, v, w.norm(dim=1))
+    yield "the scaling is missing inside the norm: ||W + s B A||", _scaled(m, v, once.norm(dim=1))
+    yield "the scaling is missing: s = alpha / rank", _scaled(m, once)
+    yield "scaled by alpha alone: s = alpha / rank", _scaled(m, w + alpha * ba)
+    yield "the magnitude is missing: these rows have length 1", _scaled(torch.ones_like(m), v)
+    yield "the magnitude has lost its sign: a trained one may be negative", _scaled(m.abs(), v)
+    yield "not divided by the norm of W + s B A", column * v
+    yield "divided by the norm of the whole matrix: row by row", column * v / v.norm()
+    of_columns = "divided by the norms of the columns (dim=0): there is one per output neuron"
+    yield of_columns, column * v / v.norm(dim=0)
+    yield "reshape is not transpose: B A is (out, in)", _scaled(m, w + s * ba.T.reshape(w.shape))
+    yield "the update is missing: V = W + s B A", _scaled(m, w)
+    yield LORA, v
+    yield "the update belongs inside the norm", column * w + s * ba
+
+
+dora_weight.example(
+    [[3, 0], [0, 5], [6, 8]],
+    [[1, 0], [0, 1]],
+    [[0, 2], [6, 0], [0, 0]],
+    [10, 13, 5],
+    4.0,
+    gives=[[6, 8], [12, 5], [3, 4]],
+)
+
+
+def _full(at: Any, *now: Any) -> Tensor:
+    """Equation 6: nothing is a constant."""
+    w, a, b, m, alpha = now
+    return _scaled(m, _direction(w, a, b, alpha))
+
+
+def _detached(at: Any, *now: Any) -> Tensor:
+    """Equation 11: the norm is a constant."""
+    (w, a, b, _, alpha), (w_, a_, b_, m_, _) = at, now
+    return _scaled(m_, _direction(w_, a_, b_, alpha), lengths(_direction(w, a, b, alpha)))
+
+
+def _inverted(at: Any, *now: Any) -> Tensor:
+    """A mistake: the direction is a constant and the norm is not."""
+    (w, a, b, _, alpha), (w_, a_, b_, m_, _) = at, now
+    return _scaled(m_, _direction(w, a, b, alpha), lengths(_direction(w_, a_, b_, alpha)))
+
+
+ONLY_NORM = "it comes through the norm alone: the direction is detached, and only the norm may be"
+NOT_DETACHED = "the norm is not detached: this is equation 6, not 11"
+
+dora_weight.slope(_full)
+dora_weight.slope(_detached)
+dora_weight.slope_mistake(ONLY_NORM, _inverted)
 
 
 @spec(
@@ -156,66 +213,9 @@ def dora_forward(
     return (x[..., None, :] * adapted).sum(-1) + bias
 
 
-@spec(
-    lesson,
-    "3.5",
-    title="The detached norm",
-    difficulty="medium",
-    minutes=10,
-    teaches="what the paper treats as a constant in the backward pass (section 4.3)",
-    hint="Equation 11 has C where equation 6 has a norm. Which one tensor is a constant there?",
-    shapes=EQUATION_5,
-    draw={"magnitude": signed},
-    tiny=("weight", "lora_B"),
-    grads=("magnitude", "lora_A", "lora_B", "weight"),
-)
-def dora_weight_detached(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, magnitude: Tensor, alpha: float
-) -> Tensor:
-    return _scaled(magnitude, _direction(weight, lora_A, lora_B, alpha))
-
-
-LORA = "this is W + s B A, what LoRA merges: now its rows get the lengths in magnitude"
-
-
-def _wrong_weights(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Wrong:
-    """What usual mistakes make of W'."""
-    ba, s, v = product(a, b), alpha / len(a), _direction(w, a, b, alpha)
-    once = w + ba
-    yield "divided by the norm of W: the norm is that of W + s B A", _scaled(m, v, w.norm(dim=1))
-    yield (
-        "the scaling is missing inside the norm: ||W + s B A||",
-        _scaled(m, v, once.norm(dim=1)),
-    )
-    yield "the scaling is missing: s = alpha / rank", _scaled(m, once)
-    yield "scaled by alpha alone: s = alpha / rank", _scaled(m, w + alpha * ba)
-    yield (
-        "the magnitude is missing: these rows have length 1",
-        _scaled(torch.ones_like(m), v),
-    )
-    yield (
-        "the magnitude has lost its sign: a trained one may be negative",
-        _scaled(m.abs(), v),
-    )
-    yield "not divided by the norm of W + s B A", m[:, None] * v
-    yield "divided by the norm of the whole matrix: row by row", m[:, None] * v / v.norm()
-    yield (
-        "divided by the norms of the columns (dim=0): there is one per output neuron",
-        m[:, None] * v / v.norm(dim=0),
-    )
-    yield (
-        "reshape is not transpose: B A is (out, in)",
-        _scaled(m, w + s * ba.T.reshape(w.shape)),
-    )
-    yield "the update is missing: V = W + s B A", _scaled(m, w)
-    yield LORA, v
-    yield "the update belongs inside the norm", m[:, None] * w + s * ba
-
-
-def _wrong_outputs(
-    x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float
-) -> Wrong:
-    """What usual mistakes make of y."""
+@dora_forward.mistakes_of
+def _wrong_outputs(x: Tensor, w: Tensor, bias: Tensor, *of_weight: Any) -> Wrong:
+    a, b, m, alpha = of_weight
     g = m / lengths(_direction(w, a, b, alpha))
     base, low = x @ w.T, alpha / len(a) * x @ product(a, b).T
     yield "the bias is scaled by g: add it last, as it is", g * (base + low + bias)
@@ -224,21 +224,11 @@ def _wrong_outputs(
     yield "only x W^T is scaled: g scales the update too", g * base + low + bias
     yield "x W^T is missing", g * low + bias
     yield "g is missing: this is LoRA", base + low + bias
-    for message, wrong in _wrong_weights(w, a, b, m, alpha):
+    for message, wrong in _wrong_weights(w, *of_weight):
         if message != LORA:
             yield message, x @ wrong.T + bias
 
 
-for exercise in (dora_weight, dora_weight_detached):
-    exercise.example(
-        [[3, 0], [0, 5], [6, 8]],
-        [[1, 0], [0, 1]],
-        [[0, 2], [6, 0], [0, 0]],
-        [10, 13, 5],
-        4.0,
-        gives=[[6, 8], [12, 5], [3, 4]],
-    )
-    exercise.mistakes_of(_wrong_weights)
 dora_forward.example(
     [[1, 1]],
     [[3, 0], [0, 5], [6, 8]],
@@ -249,38 +239,6 @@ dora_forward.example(
     4.0,
     gives=[[15, 19, 10]],
 )
-dora_forward.mistakes_of(_wrong_outputs)
-
-
-def _full(at: Any, *now: Any) -> Tensor:
-    """Equation 6: nothing is a constant."""
-    w, a, b, m, alpha = now
-    return _scaled(m, _direction(w, a, b, alpha))
-
-
-def _detached(at: Any, *now: Any) -> Tensor:
-    """Equation 11: the norm is a constant."""
-    (w, a, b, _, alpha), (w_, a_, b_, m_, _) = at, now
-    norm = lengths(_direction(w, a, b, alpha))
-    return _scaled(m_, _direction(w_, a_, b_, alpha), norm)
-
-
-def _inverted(at: Any, *now: Any) -> Tensor:
-    """A mistake: the direction is a constant and the norm is not."""
-    (w, a, b, _, alpha), (w_, a_, b_, m_, _) = at, now
-    return _scaled(m_, _direction(w, a, b, alpha), lengths(_direction(w_, a_, b_, alpha)))
-
-
-ONLY_NORM = "it comes through the norm alone: the update itself is detached"
-NOT_DETACHED = "the norm is not detached: this is equation 6, not 11"
-WRONG_ONE = "the direction is detached: it is the norm that should be"
-
-dora_weight.slope(_full)
-dora_weight.slope(_detached)
-dora_weight.slope_mistake(ONLY_NORM, _inverted)
-dora_weight_detached.slope(_detached)
-dora_weight_detached.slope_mistake(NOT_DETACHED, _full)
-dora_weight_detached.slope_mistake(WRONG_ONE, _inverted)
 
 
 def _forward_slope(weight_slope: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -292,28 +250,44 @@ def _forward_slope(weight_slope: Callable[..., Tensor]) -> Callable[..., Tensor]
     return slope
 
 
-def _x_apart(update_alone: bool) -> Any:
-    """A mistake in the gradient of x: x is detached beside W, or in the update."""
-
-    def slope(at: Any, x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, *rest: Any) -> Any:
-        m, alpha = rest
-        v, update = _direction(w, a, b, alpha), _direction(torch.zeros_like(w), a, b, alpha)
-        of_w, of_update = (at[0], x) if update_alone else (x, at[0])
-        g = m / lengths(v)
-        return g * (of_w @ w.T + of_update @ update.T) + bias
-
-    return slope
+def _x_apart(beside_w: Tensor, in_update: Tensor, w: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    """y from one x beside W, and another in the update."""
+    a, b, m, alpha = rest
+    v = _direction(w, a, b, alpha)
+    y: Tensor = m / lengths(v) * (beside_w @ w.T + in_update @ (v - w).T) + bias
+    return y
 
 
 dora_forward.slope(_forward_slope(_full))
 dora_forward.slope(_forward_slope(_detached))
 dora_forward.slope_mistake(ONLY_NORM, _forward_slope(_inverted))
 dora_forward.slope_mistake(
-    "it comes through the update alone: the layers before need W's part too", _x_apart(True)
+    "it comes through the update alone: the layers before need W's part too",
+    lambda at, x, *rest: _x_apart(at[0], x, *rest),
 )
 dora_forward.slope_mistake(
-    "it comes through x W^T alone, but x is in the update too", _x_apart(False)
+    "it comes through x W^T alone, but x is in the update too",
+    lambda at, x, *rest: _x_apart(x, at[0], *rest),
 )
+
+
+@spec(
+    lesson,
+    "3.5",
+    title="The detached norm",
+    difficulty="medium",
+    minutes=10,
+    teaches="what the paper treats as a constant in the backward pass (section 4.3)",
+    hint="Equation 11 has C where equation 6 has a norm. Which one tensor is a constant there?",
+    like=dora_weight,
+    grads=("magnitude", "lora_A", "lora_B", "weight"),
+)
+def dora_weight_detached() -> None:
+    """The W' of dora_weight, with the gradients of equation 11 alone."""
+
+
+dora_weight_detached.slopes = [_detached]
+dora_weight_detached.slope_mistake(NOT_DETACHED, _full)
 
 
 # ---- 3.6: the source notebook's bug ----
@@ -359,35 +333,29 @@ update_for_weight.mistake(
 # ---- 3.7 and 3.8: layers ----
 
 
-def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Wrong:
-    yield from _wrong_weights(w, a, b, m, alpha)
-    right = _scaled(m, _direction(w, a, b, alpha))
-    yield "W is added to W': W' takes the place of W", w + right
-    yield "the weight is still W", w
-
-
-def _g(w: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float) -> Tensor:
-    return m / lengths(_direction(w, a, b, alpha))
-
-
-@lesson.exercise(
+@adapters.Merge.declare(
+    lesson,
     "3.7",
     title="Merge DoRA into one weight",
     difficulty="medium",
     minutes=10,
     teaches="that DoRA too ends as a plain nn.Linear, and what happens to the bias",
     hint="y = x W'^T + bias. Which of the two does the magnitude change?",
+    like=dora_weight,
+    factor=lambda w, a, b, m, alpha: m / lengths(_direction(w, a, b, alpha)),
 )
-def merge_dora(answer: Answer) -> None:
-    adapters.check_merge(answer, _merged, _g)
+def merge_dora() -> None:
+    """The W' of dora_weight, in a plain layer."""
 
 
-_merged = replace(dora_weight, grads=())  # the same weight, with mistakes of its own
-_merged.examples = dora_weight.examples
-_merged.mistakes_of(_wrong_merges)
+merge_dora.mistake(
+    "W is added to W': W' takes the place of W", lambda w, *rest: w + dora_weight.oracle(w, *rest)
+)
+merge_dora.mistake("the weight is still W", lambda w, *rest: w)
 
 
-@lesson.exercise(
+@adapters.Layer.declare(
+    lesson,
     "3.8",
     answer="DoRALinear",
     title="The DoRA layer",
@@ -395,39 +363,22 @@ _merged.mistakes_of(_wrong_merges)
     minutes=25,
     teaches="how magnitude, direction and the detached norm make one module that can be trained",
     hint="At the start W' = W. What must magnitude be then, and what may the optimizer change?",
+    like=dora_forward,
 )
-def dora_linear(answer: Answer) -> None:
-    answer.case("parameters")
-    linear = nn.Linear(5, 3)
-    module = adapters.check_parameters(answer, linear, "lora_A", "lora_B", "magnitude")
+def dora_linear() -> None:
+    """The y of dora_forward, from a layer that holds lora_A, lora_B and magnitude."""
+
+
+dora_linear.slopes = [_forward_slope(_detached)]
+dora_linear.slope_mistakes.insert(0, SlopeMistake(NOT_DETACHED, _forward_slope(_full)))
+
+
+@dora_linear.start
+def _magnitude(module: probe.Module, base: nn.Linear) -> None:
     got = module.parameters.get("magnitude", module.tensors.get("magnitude"))
-    require(
-        getattr(got, "shape", None) not in ((5,), (1, 5)),
-        "magnitude is one per input (dim=0): DoRA keeps one per output neuron",
-    )
-    magnitude = expect_parameter(module, "magnitude", (3,))
-    answer.case("start")
-    require(not bool((magnitude == 1).all()), "magnitude starts at 1: it starts as W's row norm")
-    expect(magnitude, lengths(linear.weight.detach()), name="magnitude at the start")
-    adapters.check_start(answer)
-    adapters.check_layer(answer, _layer)
-
-
-def _stale(
-    x: Tensor, w: Tensor, bias: Tensor, a: Tensor, b: Tensor, m: Tensor, alpha: float
-) -> Wrong:
-    stale = _scaled(m, _direction(w, a, b, alpha), w.norm(dim=1))
-    yield (
-        "divided by the norm of W, or by a norm kept from the start: V = W + s B A changes",
-        x @ stale.T + bias,
-    )
-    yield from _wrong_outputs(x, w, bias, a, b, m, alpha)
-
-
-_layer = replace(dora_forward)  # the same values, with one right gradient
-_layer.mistakes_of(_stale)
-_layer.slope(_forward_slope(_detached))
-_layer.slope_mistake(NOT_DETACHED, _forward_slope(_full))
-_layer.slope_mistake(WRONG_ONE, _forward_slope(_inverted))
-for mistake in dora_forward.slope_mistakes[1:]:
-    _layer.slope_mistake(mistake.message, mistake.function)
+    by_input = getattr(got, "shape", None) in ((5,), (1, 5))
+    require(not by_input, "magnitude is one per input (dim=0): DoRA keeps one per output neuron")
+    if got is not None:
+        ones = got.shape == (3,) and bool((got == 1).all())
+        require(not ones, "magnitude starts at 1: it starts as W's row norm")
+        expect(got, lengths(base.weight.detach()), name="magnitude at the start")

@@ -3,10 +3,9 @@
 `known` lists what usual mistakes would give, each with what to say to whoever made them.
 """
 
-import copy
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def expect(got: Any, want: Tensor, known: Known = (), name: str = "", shape: str
     require(got is not None, name + NOTHING)
     require(isinstance(got, Tensor), f"{name}expected a tensor, got {kind_of(got)}")
     require(not got.is_meta, f"{name}the tensor is on the meta device: it holds no numbers")
-    require(not got.dtype.is_complex, f"{name}expected real numbers, got {_name(got.dtype)}")
+    require(not got.dtype.is_complex, f"{name}expected real numbers, got {type_name(got.dtype)}")
     if same(got, want):
         return
     for value, message in known:
@@ -118,20 +117,14 @@ def expect_module(got: Any, kind: str) -> probe.Module:
     return got
 
 
-def expect_parameter(module: probe.Module, name: str, shape: tuple[int, ...]) -> nn.Parameter:
-    """A trainable parameter of the module, by name and shape."""
-    require(
-        name not in module.tensors,
-        f"{name} is a plain tensor: no optimizer sees it unless it is an nn.Parameter",
-    )
-    require(name in module.parameters, f"it has no parameter called {name}")
-    parameter = module.parameters[name]
-    require(
-        parameter.shape == shape,
-        f"expected {name} of shape {_tuple(shape)}, got {_tuple(parameter.shape)}",
-    )
-    require(parameter.requires_grad, f"{name} is frozen: it is there to be trained")
-    return parameter
+def expect_parameter(got: Any, name: str, shape: tuple[int, ...], axes: str) -> None:
+    """Refuse unless got is a trainable parameter of this shape."""
+    require(isinstance(got, Tensor), f"{name} is not a tensor, but {kind_of(got)}")
+    have, is_parameter = tuple(got.shape), isinstance(got, nn.Parameter)
+    require(have == shape, f"expected {name} of shape {axes} = {shape}, got {have}")
+    plain = f"{name} is a plain tensor: no optimizer sees it unless it is an nn.Parameter"
+    require(is_parameter, plain)
+    require(got.requires_grad, f"{name} is frozen: it is there to be trained")
 
 
 def expect_gradient(got: Any, want: Tensor, name: str, known: Known = ()) -> None:
@@ -146,40 +139,43 @@ def expect_gradient(got: Any, want: Tensor, name: str, known: Known = ()) -> Non
 def expect_dtype(got: Tensor, want: torch.dtype) -> None:
     require(
         got.dtype == want,
-        f"a {_name(got.dtype)} result for {_name(want)} arguments: "
+        f"a {type_name(got.dtype)} result for {type_name(want)} arguments: "
         "new tensors take the dtype of an argument",
     )
 
 
-def expect_device(answer: Answer, *args: Any) -> None:
+def expect_device(answer: Answer, *args: Any, x: Tensor | None = None) -> None:
     """Refuse unless results are on the device of the arguments, which is not the CPU.
 
-    It is the GPU if there is one, else probe.away's.
+    It is the GPU if there is one, else probe.away's. x: what a layer then takes.
     """
     answer.case("device")
-    gpu = device().type != "cpu"
+    gpu = "" if device().type == "cpu" else str(device())
+    message, where = "works on a CPU only: make new tensors on the device of an argument", ""
     try:
-        if gpu:
-            result = answer.probe(probe.build, *[_to(part, device()) for part in args])["made"]
-        else:
-            result = answer.probe(probe.away, *args)
+        result = answer.probe(probe.away, *args, x=x, gpu=gpu)
+        on_cpu = any(part.device.type == "cpu" for part in tensors(result))
     except Refused as refused:
         if "device" not in refused.message:
             raise
-        raise Refused(_ON_CPU, where=refused.where, helped=False) from None
-    for part in tensors(result):
-        if part.device.type != (device().type if gpu else "meta"):
-            raise Refused(_ON_CPU, helped=False)
+        on_cpu, where = True, refused.where
+    if on_cpu:
+        raise Refused(message, where=where, helped=False)
 
 
-def expect_nothing_changed(answer: Answer, *args: Any, but: Sequence[str] = ()) -> None:
-    """Refuse an answer that changes its arguments, or torch's state; `but` is allowed."""
+def expect_nothing_changed(
+    answer: Answer,
+    *args: Any,
+    but: Sequence[str] = (),
+    look: Callable[..., list[str]] = probe.surroundings,
+) -> None:
+    """Refuse an answer that changes its arguments, or torch's state; `but` is allowed.
+
+    With probe.torch_state as the look, its arguments are its own.
+    """
     answer.case("nothing else changed")
-    for thing in answer.probe(probe.surroundings, *args):
+    for thing in answer.probe(look, *args):
         require(thing in but, f"it changes {thing}: leave that as it is")
-
-
-_ON_CPU = "works on a CPU only: make new tensors on the device of an argument"
 
 
 # ---- Small tools ----
@@ -272,7 +268,8 @@ def _tuple(shape: Sequence[int]) -> str:
     return str(tuple(shape))
 
 
-def _name(dtype: torch.dtype) -> str:
+def type_name(dtype: torch.dtype) -> str:
+    """As the learner writes it: float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -283,11 +280,3 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, tuple | list):
         return [tensor for part in value for tensor in tensors(part)]
     return [value] if isinstance(value, Tensor) else []
-
-
-def _to(argument: Any, target: torch.dtype | torch.device) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.to(target)
-    if isinstance(argument, nn.Module):
-        return copy.deepcopy(argument).to(target)
-    return argument

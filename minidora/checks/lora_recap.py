@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from minidora.checks import adapters
-from minidora.checks.exercise import Answer, Lesson, kind_of
-from minidora.checks.expect import expect_parts, require
-from minidora.checks.oracle import Wrong, product, unlisted
+from minidora.checks.exercise import Answer, Lesson
+from minidora.checks.expect import expect_parameter, expect_parts, require, type_name
+from minidora.checks.oracle import Wrong, product
 from minidora.checks.spec import spec
 from minidora.runner import probe
 
@@ -27,20 +27,16 @@ lesson = Lesson(
 )
 def init_lora(answer: Answer) -> None:
     answer.case("shapes")
-    parts = expect_parts(answer(5, 3, 2), ("lora_A", "lora_B"))
-    shapes = [tuple(getattr(part, "shape", ())) for part in parts]
-    require(shapes != [(3, 2), (2, 5)], "the other way round: return lora_A, lora_B")
-    for name, part, axes, shape in (
-        ("lora_A", parts[0], "(rank, in)", (2, 5)),
-        ("lora_B", parts[1], "(out, rank)", (3, 2)),
+    names = ("lora_A", "lora_B")
+    parts = expect_parts(answer(5, 3, 2), names)
+    turned = [tuple(getattr(part, "shape", ())) for part in parts] == [(3, 2), (2, 5)]
+    require(not turned, "the other way round: return lora_A, lora_B")
+    for part, *told in zip(
+        parts, names, ((2, 5), (3, 2)), ("(rank, in)", "(out, rank)"), strict=True
     ):
-        require(isinstance(part, Tensor), f"{name} is not a tensor, but {kind_of(part)}")
-        got = tuple(part.shape)
-        require(got == shape, f"expected {name} of shape {axes} = {shape}, got {got}")
-        require(isinstance(part, nn.Parameter), f"{name} is a plain tensor: use nn.Parameter")
-        require(part.requires_grad, f"{name} is frozen: it is there to be trained")
-        dtype = str(part.dtype).removeprefix("torch.")
-        require(part.dtype == torch.float32, f"{name} is {dtype}: new parameters are float32")
+        expect_parameter(part, *told)
+        new = f"{told[0]} is {type_name(part.dtype)}: new parameters are float32"
+        require(part.dtype == torch.float32, new)
 
     answer.case("which one is zero")
     lora_A, lora_B = (part.detach() for part in answer(256, 48, 64))
@@ -60,7 +56,7 @@ def init_lora(answer: Answer) -> None:
         require(found == wanted, f"expected the shapes {wanted} for {sizes}, got {found}")
     answer.case("spread of lora_A")
     adapters.check_uniform(lambda in_, rank: answer(in_, 8, rank)[0])
-    adapters.check_tensors_train(answer, ("lora_A", "lora_B"), 5, 3, 2)
+    adapters.check_tensors_train(answer, names, 5, 3, 2)
 
 
 # ---- 2.2 and 2.3: the update, and the forward pass ----
@@ -262,11 +258,21 @@ def freeze_base(answer: Answer) -> None:
 # ---- 2.5 and 2.6: layers ----
 
 
-@unlisted(shapes="(out, in), (rank, in), (out, rank), alpha -> (out, in)")
-def _merged(weight: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
+@adapters.Merge.declare(
+    lesson,
+    "2.5",
+    title="Merge the update into the weight",
+    difficulty="medium",
+    minutes=10,
+    teaches="that a merged layer is a plain nn.Linear, and how the base stays as it was",
+    hint="What must be copied so that the layer you were given keeps its weight and its bias?",
+    shapes="(out, in), (rank, in), (out, rank), alpha -> (out, in)",
+)
+def merge_lora(weight: Tensor, lora_A: Tensor, lora_B: Tensor, alpha: float) -> Tensor:
     return weight + alpha / len(lora_A) * product(lora_A, lora_B)
 
 
+@merge_lora.mistakes_of
 def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, alpha: float) -> Wrong:
     ba, s = product(a, b), alpha / len(a)
     yield "the scaling is missing: s = alpha / rank", w + ba
@@ -277,25 +283,13 @@ def _wrong_merges(w: Tensor, a: Tensor, b: Tensor, alpha: float) -> Wrong:
     yield "reshape is not transpose: B A is enough", w + s * ba.T.reshape(w.shape)
 
 
-_merged.example(
+merge_lora.example(
     [[1, 2], [3, 4], [5, 6]], [[1, 0]], [[1], [0], [2]], 2.0, gives=[[3, 2], [3, 4], [9, 6]]
 )
-_merged.mistakes_of(_wrong_merges)
 
 
-@lesson.exercise(
-    "2.5",
-    title="Merge the update into the weight",
-    difficulty="medium",
-    minutes=10,
-    teaches="that a merged layer is a plain nn.Linear, and how the base stays as it was",
-    hint="What must be copied so that the layer you were given keeps its weight and its bias?",
-)
-def merge_lora(answer: Answer) -> None:
-    adapters.check_merge(answer, _merged)
-
-
-@lesson.exercise(
+@adapters.Layer.declare(
+    lesson,
     "2.6",
     answer="LoRALinear",
     title="The LoRA layer",
@@ -303,10 +297,7 @@ def merge_lora(answer: Answer) -> None:
     minutes=20,
     teaches="how the pieces make one module that an optimizer can train",
     hint="Which of its tensors does the optimizer train, and where must they be when it asks?",
+    like=lora_forward,
 )
-def lora_linear(answer: Answer) -> None:
-    answer.case("parameters")
-    adapters.check_parameters(answer, nn.Linear(5, 3), "lora_A", "lora_B")
-    answer.case("start")
-    adapters.check_start(answer)
-    adapters.check_layer(answer, lora_forward)
+def lora_linear() -> None:
+    """The y of lora_forward, from a layer that holds lora_A and lora_B."""

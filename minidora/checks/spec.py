@@ -22,14 +22,21 @@ business to change.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from minidora.checks.exercise import Answer, Exercise, Lesson, Refused
-from minidora.checks.expect import expect_device, expect_dtype, randn, random_size, require
+from minidora.checks.expect import (
+    expect_device,
+    expect_dtype,
+    expect_nothing_changed,
+    randn,
+    random_size,
+    require,
+)
 from minidora.checks.oracle import Function, Oracle
 from minidora.runner import probe
 
@@ -52,6 +59,32 @@ class Spec(Exercise, Oracle):
         Exercise.__post_init__(self)
         Oracle.__post_init__(self)
 
+    @classmethod
+    def declare(
+        cls, lesson: Lesson, number: str, like: Oracle | None = None, **told: Any
+    ) -> Callable[[Function], Self]:
+        """Make an exercise of the lesson of the oracle below, with the fields that are told.
+
+        like: one whose oracle, arguments, examples and mistakes are this one's too. Then the
+        function below says no more than the name.
+        """
+
+        def decorate(oracle: Function) -> Self:
+            told.update(number=number, name=oracle.__name__, siblings=lesson.exercises)
+            if like is None:
+                made = cls(oracle=oracle, **told)
+            else:
+                shared = {part: getattr(like, part.name) for part in fields(Oracle)}
+                asked = {part.name: value for part, value in shared.items() if part.init}
+                made = cls(**asked | told)
+                for part, value in shared.items():
+                    if not part.init:
+                        setattr(made, part.name, [*value])
+            lesson.exercises.append(made)
+            return made
+
+        return decorate
+
     def also(self, check: Callable[[Answer], None]) -> Callable[[Answer], None]:
         """A further check, for what this exercise alone asks."""
         self.extra.append(check)
@@ -64,6 +97,34 @@ class Spec(Exercise, Oracle):
         """
         self.looks.append(look)
         return look
+
+    # ---- How the answer is asked: a subclass whose answer is no function of tensors does otherwise
+
+    look = staticmethod(probe.surroundings)
+    spared: ClassVar[tuple[str, ...]] = ()
+    """What may change, of all that `look` finds changed."""
+
+    def given(self, args: Sequence[Any]) -> list[Any]:
+        """What the answer is called with where the oracle gets args."""
+        return list(args)
+
+    def taken(self, got: Any, given: Sequence[Any]) -> Any:
+        """What is compared of what came back."""
+        return got
+
+    def ask(self, answer: Answer, args: Sequence[Any]) -> Any:
+        given = self.given(args)
+        return self.taken(answer(*given), given)
+
+    def device(self, answer: Answer, args: Sequence[Any]) -> None:
+        expect_device(answer, *self.given(args))
+
+    def gradients(
+        self, answer: Answer, args: Sequence[Any], dys: Sequence[Tensor]
+    ) -> Sequence[Any]:
+        """Of sum(y * dy), for the arguments in grads."""
+        found: Sequence[Any] = answer.probe(probe.gradients, args, self.wrt, *dys)["gradients"]
+        return found
 
     # ---- The battery ----
 
@@ -94,20 +155,23 @@ class Spec(Exercise, Oracle):
             self.compare_gradients(answer, self.telling())
         self.sizes_and_shapes(answer)
         self.large(answer)
+        self.calls_in_turn(answer)
+        if has_tensors:
+            self.other_tensors(answer)
+        args = self.given(self.some(self.random_sizes()))
+        expect_nothing_changed(answer, *args, but=self.spared, look=self.look)
+        for check in self.extra:
+            check(answer)
+
+    def calls_in_turn(self, answer: Answer) -> None:
         answer.case("calls in turn")
         sizes = self.random_sizes()
         first, second = self.some(sizes), self.some(sizes)
-        rounds = [first, second, first]
-        for args, got in zip(rounds, answer.probe(probe.calls, rounds), strict=True):
+        rounds = [(args, self.given(args)) for args in (first, second, first)]
+        found = answer.probe(probe.calls, [given for _, given in rounds])
+        for (args, given), got in zip(rounds, found, strict=True):
             with _because("something is kept from an earlier call: "):
-                self.refuse(got, args, self.want(args), named=False)
-        if has_tensors:
-            self.other_tensors(answer)
-        answer.case("nothing else changed")
-        for thing in answer.probe(probe.surroundings, *self.some(self.random_sizes())):
-            require(False, f"it changes {thing}: leave that as it is")
-        for check in self.extra:
-            check(answer)
+                self.refuse(self.taken(got, given), args, self.want(args), named=False)
 
     def sizes_and_shapes(self, answer: Answer) -> None:
         names = list(self.random_sizes())
@@ -144,7 +208,7 @@ class Spec(Exercise, Oracle):
                 self.compare(answer, self.tiny_rows(), named=False)
         answer.case("not contiguous")
         self.compare(answer, list(map(_strided, self.some(self.random_sizes()))), named=False)
-        expect_device(answer, *self.some(self.random_sizes(), dtype=torch.float32))
+        self.device(answer, self.some(self.random_sizes(), dtype=torch.float32))
         if self.half:
             answer.case("bfloat16")
             self.compare_half(answer, self.telling(torch.bfloat16))
@@ -153,7 +217,7 @@ class Spec(Exercise, Oracle):
         self, answer: Answer, args: Sequence[Any], want: Any = None, named: bool = True
     ) -> None:
         """Refuse what the learner's function makes of args unless it is `want`, or the oracle's."""
-        got = answer(*args)
+        got = self.ask(answer, args)
         if want is None:
             self.refuse(got, args, self.want(args), named)
             return
@@ -171,7 +235,7 @@ class Spec(Exercise, Oracle):
         """
         args = self.telling()
         try:
-            self.refuse(answer(*args), args, self.want(args))
+            self.refuse(self.ask(answer, args), args, self.want(args))
         except Refused as refused:
             if refused.known:
                 raise Refused(refused.message, known=True, picture=example.picture) from None
@@ -181,7 +245,7 @@ class Spec(Exercise, Oracle):
     def compare_half(self, answer: Answer, args: Sequence[Any]) -> None:
         """The right dtype, and about the right values: rounding may hurt where rows cancel."""
         try:
-            got = answer(*args)
+            got = self.ask(answer, args)
         except Refused as refused:
             if "not implemented for" in refused.message:  # PyTorch's gap on a CPU, not the answer's
                 return
@@ -201,20 +265,10 @@ class Spec(Exercise, Oracle):
     def compare_gradients(self, answer: Answer, args: list[Any]) -> None:
         """Refuse gradients that are not the central differences of one and the same slope."""
         dys = [randn(*part.shape, dtype=torch.float64) for part in self.want(args)]
-        found = answer.probe(probe.gradients, args, self.wrt, *dys)["gradients"]
-        self.refuse_gradients(found, args, dys)
+        self.refuse_gradients(self.gradients(answer, args, dys), args, dys)
 
 
-def spec(lesson: Lesson, number: str, **told: Any) -> Callable[[Function], Spec]:
-    """Make a Spec of the oracle below, with the fields of Spec that are told."""
-
-    def decorate(oracle: Function) -> Spec:
-        told.update(number=number, name=oracle.__name__, siblings=lesson.exercises)
-        made = Spec(oracle=oracle, **told)
-        lesson.exercises.append(made)
-        return made
-
-    return decorate
+spec = Spec.declare
 
 
 def axes_of(name: str, value: Tensor) -> str:

@@ -21,7 +21,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Integral, Real
@@ -124,15 +124,20 @@ def _torch_state() -> dict[str, Any]:
 
 
 @probe
-def away(answer: Callable[..., Any], *args: Any) -> Any:
-    """answer(*args) where the arguments are on another device than the CPU.
+def away(answer: Callable[..., Any], *args: Any, x: Tensor | None = None, gpu: str = "") -> Any:
+    """answer(*args), or [answer(*args), answer(*args)(x)], on another device than the CPU.
 
     Where there is no GPU, the device "meta" plays its part: tensors there hold numbers, as long as
     this runs, and refuse to meet tensors of the CPU, as those of a GPU do. What was made by NumPy,
     from a list or without `device=` is on the CPU.
     """
-    with Elsewhere(), FromData():  # type: ignore[no-untyped-call]
-        return _applied(answer)(*(_moved(argument) for argument in args))
+    real = gpu if torch.cuda.is_available() else ""
+    with ExitStack() as elsewhere:
+        if not real:
+            elsewhere.enter_context(Elsewhere())  # type: ignore[no-untyped-call]
+            elsewhere.enter_context(FromData())  # type: ignore[no-untyped-call]
+        made = _applied(answer)(*(_moved(argument, real) for argument in args))
+        return made if x is None else [made, made(_moved(x, real))]
 
 
 class Away(Tensor):
@@ -235,8 +240,10 @@ class FromData(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _moved(argument: Any) -> Any:
-    """A tensor, or a copy of a module, on the other device."""
+def _moved(argument: Any, gpu: str) -> Any:
+    """A tensor, or a module, on the other device."""
+    if gpu and isinstance(argument, Tensor | nn.Module):
+        return argument.to(gpu)
     if isinstance(argument, Tensor):
         return Away(argument.detach().clone()).requires_grad_(argument.requires_grad)
     if isinstance(argument, nn.Module):
@@ -407,7 +414,11 @@ def use(
     xs: list[Tensor],
     cotangent: Tensor,
 ) -> dict[str, Any]:
-    """What a layer answers in the course of its life; fills are two sets of its parameters."""
+    """What a layer answers in the course of its life; fills are two sets of its parameters.
+
+    Returns {"values": in six uses, "gradients": of two backward passes, "stepped": the layer after
+    a step of SGD, "after": its y then, "base changed": and with another weight in its base}.
+    """
 
     def fill(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
         with torch.no_grad():
@@ -417,28 +428,24 @@ def use(
 
     other = copy.deepcopy(args)
     module, x = answer(*args), xs[0]
-    found: dict[str, Any] = {}
+    values = []
     with torch.no_grad():
-        found["evaluation"] = fill(module.eval(), fills[0])(x)
-        found["changed"] = fill(module, fills[1])(x)
-        found["training"] = module.train()(x)
-        found["copy"] = fill(copy.deepcopy(module), fills[0])(x)
-        found["original"] = module(x)
+        values.append(fill(module.eval(), fills[0])(x))
+        values.append(fill(module, fills[1])(x))
+        values.append(module.train()(x))
+        values.append(fill(copy.deepcopy(module), fills[0])(x))
+        values.append(module(x))
         fill(answer(*other), fills[0])(x)
-        found["first of two"] = module(x)
+        values.append(module(x))
     leaves = [each.detach().clone().requires_grad_() for each in xs]
     outputs = [module.train(index > 0)(leaf) for index, leaf in enumerate(leaves)]
-    found["gradients"] = []
+    found: dict[str, Any] = {"values": values, "gradients": []}
     for leaf, y in zip(leaves, outputs, strict=True):
         module.zero_grad()
         if y.requires_grad:
             torch.autograd.backward([y], [cotangent])
-        grads = {name: getattr(module, name).grad for name in fills[0]}
-        found["gradients"].append({**grads, "x": leaf.grad})
-        found["gradients"][-1] = {
-            name: None if grad is None else grad.clone()
-            for name, grad in found["gradients"][-1].items()
-        }
+        grads = {name: getattr(module, name).grad for name in fills[0]} | {"x": leaf.grad}
+        found["gradients"].append({k: v if v is None else v.clone() for k, v in grads.items()})
     module.zero_grad()
     _one_step(module, x, cotangent)
     found["stepped"] = module

@@ -9,6 +9,7 @@ import torch
 from answers import EXERCISES, answer, name, refusal
 from torch import Tensor, nn
 
+from minidora.checks.adapters import Layer, Merge, linear
 from minidora.checks.exercise import CheckFailed, Exercise
 from minidora.checks.oracle import BY_HEART, wide
 from minidora.checks.spec import Spec
@@ -26,6 +27,56 @@ def each(value: Any, change: Function) -> Any:
 
 def floats(args: Any) -> list[Tensor]:
     return [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+
+
+# ---- An answer as a function of the oracle's arguments, and back ----
+
+
+def as_function(exercise: Spec) -> Function:
+    """The solution, of whatever kind it is, as a function of the oracle's arguments."""
+    solution = answer(exercise)
+    if isinstance(exercise, Merge):
+
+        def merged(weight: Tensor, *rest: Any) -> Tensor:
+            base = linear(weight, None)
+            return solution(base, *rest).weight  # type: ignore[no-any-return]
+
+        return merged
+    if isinstance(exercise, Layer):
+
+        def layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+            module = solution(linear(weight, bias), len(rest[0]), rest[-1])
+            values = dict(zip(exercise.names, rest[:-1], strict=True))
+            return torch.func.functional_call(module, values, (x,))
+
+        return layer
+    return solution  # type: ignore[no-any-return]
+
+
+def as_answer(exercise: Spec, function: Function) -> Any:
+    """A function of the oracle's arguments as an answer of the exercise's kind."""
+    if isinstance(exercise, Merge):
+
+        def merge(base: nn.Linear, *rest: Any) -> nn.Linear | None:
+            weight = function(base.weight, *rest)
+            if weight is None:
+                return None
+            merged = copy.deepcopy(base)
+            merged.weight = nn.Parameter(weight.detach())
+            return merged
+
+        return merge
+    if isinstance(exercise, Layer):
+        solution = answer(exercise)
+
+        class Wrong(solution):  # type: ignore[misc, valid-type]
+            def forward(self, x: Tensor) -> Any:
+                values = [getattr(self, name) for name in exercise.names]
+                alpha = self.scaling * len(self.lora_A)
+                return function(x, self.base.weight, self.base.bias, *values, alpha)
+
+        return Wrong
+    return function
 
 
 # ---- The spec itself ----
@@ -62,7 +113,7 @@ def derived() -> list[Any]:
     ("exercise", "index", "message"), derived(), ids=lambda value: getattr(value, "number", None)
 )
 def test_named_mistake_is_refused_by_its_name(exercise: Spec, index: int, message: str) -> None:
-    mistakes, solution = exercise.mistakes[index], answer(exercise)
+    mistakes, solution = exercise.mistakes[index], as_function(exercise)
 
     def wrong(*args: Any) -> Any:
         plain = wide([arg.detach() if isinstance(arg, Tensor) else arg for arg in args])
@@ -80,7 +131,7 @@ def test_named_mistake_is_refused_by_its_name(exercise: Spec, index: int, messag
         )
         return parts if len(exercise.outputs) > 1 else parts[0]
 
-    assert message in str(refusal(exercise, wrong))
+    assert message in str(refusal(exercise, as_answer(exercise, wrong)))
 
 
 # ---- Mistakes made from the solution ----
@@ -115,8 +166,8 @@ def in_place(solution: Function, exercise: Spec) -> Function:
     def wrong(*args: Any) -> Any:
         value = solution(*[copy.deepcopy(arg.detach()) if isinstance(arg, Tensor) else arg
                            for arg in args])  # fmt: skip
-        with torch.no_grad():
-            floats(args)[-1].mul_(2)
+        with torch.no_grad():  # of a layer x: its parameters are its own
+            floats(args)[0 if isinstance(exercise, Layer) else -1].mul_(2)
         return value
 
     return wrong
@@ -193,6 +244,7 @@ def hooked(solution: Function, exercise: Spec) -> Function:
 
 
 handles: list[Any] = []
+FUNCTIONS = [e for e in SPECS if not isinstance(e, Merge | Layer)]  # which draw no numbers
 HAS_TENSORS = [e for e in SPECS if any(slot.axes is not None for slot in e.inputs)]
 SAME = [e for e in HAS_TENSORS if e.dtypes == "same"]
 ARRAYS = [e for e in SAME if all(slot.axes for slot in e.outputs)]  # a number may be on the CPU
@@ -204,7 +256,7 @@ GENERIC: list[tuple[Function, list[Spec], str]] = [
     (detached, DIFFERENTIABLE, "no gradient reaches"),
     (always_float32, SAME, "float32"),
     (float32_inside, SAME, "computed in float32"),
-    (in_place, HAS_TENSORS, "it changes the caller's"),
+    (in_place, HAS_TENSORS, "changes the caller's"),
     (on_the_cpu, ARRAYS, "works on a CPU only"),
     (through_numpy, ARRAYS, "works on a CPU only"),
     (one_shape, [e for e in SPECS if e.examples and e.random_sizes()], "another shape"),
@@ -212,7 +264,7 @@ GENERIC: list[tuple[Function, list[Spec], str]] = [
     (contiguous, MATRICES, "not contiguous: your code raised"),
     (squeezed, [e for e in SPECS if any(slot.axes for slot in e.outputs)], "squeeze()"),
     (without_gradients, SPECS, "it changes whether gradients are recorded"),
-    (seeded, SPECS, "it changes torch's random state"),
+    (seeded, FUNCTIONS, "it changes torch's random state"),
     (hooked, SPECS, "it changes the hooks of all modules"),
 ]
 
@@ -224,7 +276,8 @@ GENERIC: list[tuple[Function, list[Spec], str]] = [
 )
 def test_usual_mistake_is_refused(make: Function, exercise: Spec, says: str) -> None:
     try:
-        assert says in str(refusal(exercise, make(answer(exercise), exercise)))
+        wrong = as_answer(exercise, make(as_function(exercise), exercise))
+        assert says in str(refusal(exercise, wrong))
     finally:
         while handles:
             handles.pop().remove()

@@ -128,7 +128,7 @@ import gc, sys, types
 import minidora.runner.probe
 import minidora.runner.worker
 def plain(answer, *args, **kwargs):
-    return answer(*args, **kwargs)
+    return answer(*args)
 def nothing(answer, *args, **kwargs):
     answer(*args, **kwargs)
     return []

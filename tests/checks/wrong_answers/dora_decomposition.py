@@ -211,7 +211,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
                 "self.norm = getattr(self, 'norm', direction.norm(dim=1).detach())\n"
                 "        norm = self.norm"
             ),
-            "or by a norm kept from the start",
+            "divided by the norm of W: the norm is that of W + s B A, and changes",
         ),
         (
             "a weight of its own, and trained",
@@ -294,7 +294,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         ("scaling kept as alpha", "alpha / rank", "alpha", "expected scaling 1.5"),
         ("not detached", ".detach()", "", "the norm is not detached"),
-        ("norm of W", "direction.norm(", "self.base.weight.norm(", "divided by the norm of W, or"),
+        (
+            "norm of W",
+            "direction.norm(",
+            "self.base.weight.norm(",
+            "divided by the norm of W: the norm is that of W + s B A",
+        ),
         ("update not scaled", "self.scaling * (", "(", "the scaling is missing"),
         (
             "bias scaled",

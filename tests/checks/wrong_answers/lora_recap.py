@@ -365,7 +365,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "a product kept from call to call",
             "self.scaling * (x @ self.lora_A.T @ self.lora_B.T)",
             "self.scaling * (x @ self.product().T)\n\n    def product(self) -> Tensor:\n        if not hasattr(self, 'kept'):\n            self.kept = self.lora_B @ self.lora_A\n        return self.kept",
-            "random layers",
+            "the update is missing",
         ),
         ("base not frozen", "base.requires_grad_(False)", "base", "base.weight is not frozen"),
         (
