@@ -166,7 +166,7 @@ class Layer(Spec):
     def gradients(
         self, answer: Answer, args: Sequence[Any], dys: Sequence[Tensor]
     ) -> Sequence[Any]:
-        found = self.run(answer, args, *dys)
+        found = self.run(answer, args, dys[0])
         frozen = found["gradients"]["base.weight"] is None
         require(frozen, "the frozen base gets a gradient")
         return [{**found["gradients"], "x": found["x"]}[name] for name in self.grads or ()]

@@ -26,36 +26,33 @@ lesson = Lesson(
     hint="Which of the two must be zero so that B A = 0, and why may the other one not be?",
 )
 def init_lora(answer: Answer) -> None:
-    answer.case("shapes")
     names = ("lora_A", "lora_B")
-    parts = expect_parts(answer(5, 3, 2), names)
-    turned = [tuple(getattr(part, "shape", ())) for part in parts] == [(3, 2), (2, 5)]
-    require(not turned, "the other way round: return lora_A, lora_B")
-    for part, *told in zip(
-        parts, names, ((2, 5), (3, 2)), ("(rank, in)", "(out, rank)"), strict=True
-    ):
-        expect_parameter(part, *told)
-        new = f"{told[0]} is {type_name(part.dtype)}: new parameters are float32"
-        require(part.dtype == torch.float32, new)
 
+    def drawn(in_: int, out: int, rank: int) -> list[Tensor]:
+        parts = expect_parts(answer(in_, out, rank), names)
+        shapes = [tuple(getattr(part, "shape", ())) for part in parts]
+        turned = shapes == [(out, rank), (rank, in_)] != [(rank, in_), (out, rank)]
+        require(not turned, "the other way round: return lora_A, lora_B")
+        expect_parameter(parts[0], "lora_A", (rank, in_), "(rank, in)")
+        expect_parameter(parts[1], "lora_B", (out, rank), "(out, rank)")
+        for name, part in zip(names, parts, strict=True):
+            new = f"{name} is {type_name(part.dtype)}: new parameters are float32"
+            require(part.dtype == torch.float32, new)
+        return [part.detach() for part in parts]
+
+    answer.case("shapes")
+    drawn(5, 3, 2)
     answer.case("which one is zero")
-    lora_A, lora_B = (part.detach() for part in answer(256, 48, 64))
-    zero_A, zero_B = not lora_A.any(), not lora_B.any()
-    require(
-        not (zero_A and zero_B),
-        "both are zero: each one's gradient holds the other, so neither ever moves",
-    )
-    require(not (zero_A and not zero_B), "the zero factor is lora_B, and here it is lora_A")
+    zero_A, zero_B = (not part.any() for part in drawn(256, 96, 64))
+    both = "both are zero: each one's gradient holds the other, so neither ever moves"
+    require(not (zero_A and zero_B), both)
+    require(not zero_A, "the zero factor is lora_B, and here it is lora_A")
     require(zero_B, "lora_B is not zero: the adapted layer differs from its base at the start")
-
     answer.case("sizes of 1, and a rank above both sides")
-    for in_, out, rank in ((1, 1, 1), (3, 1, 2), (1, 4, 1), (4, 2, 9)):
-        found = [tuple(part.shape) for part in answer(in_, out, rank)]
-        wanted = [(rank, in_), (out, rank)]
-        sizes = f"in={in_}, out={out}, rank={rank}"
-        require(found == wanted, f"expected the shapes {wanted} for {sizes}, got {found}")
+    for sizes in ((1, 1, 1), (3, 1, 2), (1, 4, 1), (4, 2, 9)):
+        drawn(*sizes)
     answer.case("spread of lora_A")
-    adapters.check_uniform(lambda in_, rank: answer(in_, 8, rank)[0])
+    adapters.check_uniform(lambda in_, rank: drawn(in_, 8, rank)[0])
     adapters.check_tensors_train(answer, names, 5, 3, 2)
 
 

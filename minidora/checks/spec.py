@@ -69,7 +69,7 @@ class Spec(Exercise, Oracle):
         function below says no more than the name.
         """
 
-        def decorate(oracle: Function) -> Self:
+        def decorate(oracle: Function) -> Any:
             told.update(number=number, name=oracle.__name__, siblings=lesson.exercises)
             if like is None:
                 made = cls(oracle=oracle, **told)

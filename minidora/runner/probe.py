@@ -135,7 +135,7 @@ def away(answer: Callable[..., Any], *args: Any, x: Tensor | None = None, gpu: s
     with ExitStack() as elsewhere:
         if not real:
             elsewhere.enter_context(Elsewhere())  # type: ignore[no-untyped-call]
-            elsewhere.enter_context(FromData())  # type: ignore[no-untyped-call]
+            elsewhere.enter_context(FromData())
         made = _applied(answer)(*(_moved(argument, real) for argument in args))
         return made if x is None else [made, made(_moved(x, real))]
 
