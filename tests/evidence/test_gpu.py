@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from minidora import memory
 from minidora.evidence import bench, gpu, gpu_page
-from minidora.evidence.gpu import Clock, Done, State, Unfinished
+from minidora.evidence import gpu_parts as parts
+from minidora.evidence.gpu import Done
+from minidora.evidence.gpu_parts import Clock, State, Unfinished
 from minidora.interpreter import problem
 
 FAR = 1e18
@@ -25,7 +27,7 @@ FAR = 1e18
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts at sizes of a CPU. Its memory is not counted, and there are no graphs."""
-    monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(parts, "DEVICE", torch.device("cpu"))
     answers: dict[str, Any] = {
         "mem_get_info": (100 * 2**30, 0), "memory_allocated": 0, "max_memory_allocated": 0,
         "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None,
@@ -33,7 +35,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
-    monkeypatch.setattr(gpu, "graph_seconds", lambda call: call() or 1e-3)
+    monkeypatch.setattr(parts, "graph_seconds", lambda call: call() or 1e-3)
     monkeypatch.setattr(
         bench, "alternate",
         lambda layers, call, *_: {
@@ -41,11 +43,11 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )  # fmt: skip
     case = bench.Case(136, 24, 4)
-    monkeypatch.setattr(gpu, "LAYER_CASES", [case])
-    monkeypatch.setattr(gpu, "COMPILED_CASES", [case])
+    monkeypatch.setattr(parts, "LAYER_CASES", [case])
+    monkeypatch.setattr(parts, "COMPILED_CASES", [case])
     monkeypatch.setattr(nn.Module, "compile", lambda module: None)
-    monkeypatch.setattr(gpu, "KERNEL_SIZES", [(24, 40, 3), (40, 24, 16)])
-    monkeypatch.setattr(gpu, "LLAMA_SETTINGS", [(16, False, False), (8, True, True)])
+    monkeypatch.setattr(parts, "KERNEL_SIZES", [(24, 40, 3), (40, 24, 16)])
+    monkeypatch.setattr(parts, "LLAMA_SETTINGS", [(16, False, False), (8, True, True)])
     tiny = memory.Architecture(128, 136, 2, 128, 50)
     monkeypatch.setitem(memory.LLAMAS, "LLaMA-7B", tiny)
 
@@ -112,8 +114,8 @@ def test_full_fine_tuning_leaves_out_what_was_there_before(
     counts = iter([7000, 7100, 7400] * 2)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(counts))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7500)
-    rows: gpu.Rows = []
-    gpu.full_fine_tuning(rows, Clock(FAR))
+    rows: parts.Rows = []
+    parts.full_fine_tuning(rows, Clock(FAR))
     for row, name in zip(rows, ("fused", "foreach"), strict=True):
         assert (row["implementation"], row["blocks"]) == (name, 32)
         assert (row["weights"], row["after_step"], row["peak_in_step"]) == (100, 400, 500)
@@ -142,11 +144,11 @@ def test_all_captures_run_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    gpu._side_stream.cache_clear()
+    parts._side_stream.cache_clear()
     calls: list[int] = []
     for _ in range(3):
-        assert gpu.graph_seconds(lambda: calls.append(1)) == 5.0 / 1e4
-    gpu._side_stream.cache_clear()
+        assert parts.graph_seconds(lambda: calls.append(1)) == 5.0 / 1e4
+    parts._side_stream.cache_clear()
     assert len(streams) == 1
     assert len(calls) == 3 * 4  # three to warm up, one captured
 
@@ -157,7 +159,8 @@ def test_all_captures_run_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def clock(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    for module in (gpu, parts):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     return now
 
 
@@ -167,7 +170,7 @@ def test_what_a_part_leaves_goes_to_those_after_it(
     lefts: dict[str, float] = {}
 
     def part(name: str, seconds: float, ending: Exception | None = None) -> Any:
-        def run(rows: gpu.Rows, limit: Clock) -> None:
+        def run(rows: parts.Rows, limit: Clock) -> None:
             lefts[name] = limit.left()
             rows.append({"name": name})
             clock.seconds += seconds
@@ -247,7 +250,7 @@ def test_every_failing_test_is_named(
         pytest.importorskip("xdist")
     (root / "tests" / "test_dora.py").write_text(PROGRAM)
     (root / "tests" / "test_stack.py").write_text(PROGRAM)  # of which those of CUDA are wanted
-    rows: gpu.Rows = []
+    rows: parts.Rows = []
     with pytest.raises(Unfinished, match="failed, 3 of 8 tests failed"):
         gpu.tests(rows, Clock(FAR))
     [row] = rows
@@ -284,7 +287,7 @@ def test_hangs():
         return real(process, timeout)
 
     monkeypatch.setattr(gpu.subprocess.Popen, "wait", wait)
-    rows: gpu.Rows = []
+    rows: parts.Rows = []
     with pytest.raises(Unfinished, match="out of time, 3 of 7 tests failed"):
         gpu.tests(rows, UntilBegun(0))
     assert rows[0]["state"] == "out of time"
@@ -312,7 +315,7 @@ def test_lessons_that_did_not_run_are_named(
         return Done(state, 30.0, f"output of {name}")
 
     monkeypatch.setattr(gpu, "_run", run)
-    rows: gpu.Rows = []
+    rows: parts.Rows = []
     with pytest.raises(Unfinished, match="4 of 8 lessons ran to their end"):
         gpu.lessons(rows, Clock(clock.seconds + 155))
     assert [(row["name"][:2], row["state"], row["minutes"]) for row in rows] == [
@@ -328,7 +331,7 @@ def test_lessons_that_did_not_run_are_named(
 def test_a_lesson_is_run_and_timed(root: Path) -> None:
     lesson(root / "notebooks" / "01_right.ipynb", "1 + 1")
     lesson(root / "notebooks" / "03_wrong.ipynb", "raise ValueError('a cell went wrong')")
-    rows: gpu.Rows = []
+    rows: parts.Rows = []
     with pytest.raises(Unfinished, match="1 of 2 lessons"):
         gpu.lessons(rows, Clock(FAR))
     right, wrong = rows
