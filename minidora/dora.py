@@ -176,8 +176,8 @@ def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -
     with no_autocast(weight.device):
         if weight.dtype == dtype:
             U, norm = read(weight)
-        else:  # half precision is widened a slice at a time, so that no copy of W is made
-            parts = [read(rows) for rows in weight.chunk(8)]
+        else:  # half precision is widened a slice at a time, so that no large copy of W is made
+            parts = [read(rows) for rows in weight.chunk(8 if weight.numel() > 2**20 else 1)]
             U, norm = (torch.cat(part) for part in zip(*parts, strict=True))
         G = A @ A.T
         change = torch.addmm(U, B, G, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
@@ -325,8 +325,9 @@ class DoRALinear(LoRALinear):
 
     def is_small(self, x: Tensor) -> bool:
         """Whether W is so small that calls cost more than arithmetic: then W' is built."""
+        numbers, few = self.base.weight.numel(), x.numel() <= FEW_TOKENS * x.shape[-1]
         return (
-            self.base.weight.numel() <= SMALL
+            numbers <= (4 * SMALL if few else SMALL)
             and _can_branch(x)
             and not (self.recompute or (self.training and self.dropout.p > 0))
             and not torch.is_autocast_enabled("cpu")
@@ -454,5 +455,6 @@ def _fusable(x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor) -> 
     return frozen and plain and x.device == weight.device and x.numel() > 0 and weight.numel() > 0
 
 
-SMALL = 2**14  # numbers in a weight, such as 128 x 128
+SMALL = 2**14  # numbers in a weight, such as 128 x 128; four times as many for few tokens
+FEW_TOKENS = 128
 PLAIN_TYPES = (Tensor, nn.Parameter)

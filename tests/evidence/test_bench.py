@@ -14,7 +14,7 @@ from minidora.evidence import bench, bench_tables
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
-CASE = bench.Case(192, 48, 4)
+CASE = bench.Case(192, 160, 4)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -53,12 +53,12 @@ def test_small_layers_are_timed_in_both_precisions() -> None:
     }
     assert bench.Report.read(json.loads(report.text())) == report
     rows = [line.split(" | ")[0] for line in bench_tables.markdown_table(report).splitlines()[2:]]
-    assert rows == ["| 192, 48, 4", "| 64, 64, 4", "| 64, 64, 4 (bf16)"]
+    assert rows == ["| 192, 160, 4", "| 64, 64, 4", "| 64, 64, 4 (bf16)"]
 
 
 def test_bytes_held_follow_the_arithmetic(report: bench.Report) -> None:
     step = rows(report, "training step")
-    output, hidden = 4 * 48 * 192, 4 * 48 * 4
+    output, hidden = 4 * 160 * 192, 4 * 160 * 4
     assert step["linear"].held == 0
     assert step["LoRA"].held == hidden  # s x A^T, for the gradient of B
     assert step["DoRA"].held == output + hidden + 2 * 4 * 192  # u; g and its norm
@@ -68,7 +68,7 @@ def test_bytes_held_follow_the_arithmetic(report: bench.Report) -> None:
 
 def test_a_contender_that_computes_something_else_is_refused() -> None:
     layers = bench.contenders(CASE, torch.device("cpu"), torch.float32)
-    x = torch.randn(48, 192)
+    x = torch.randn(160, 192)
     bench.check_outputs(layers, x)
     for name in layers.keys() - {"linear", "DoRA"}:  # DoRA holds the values of the closed form
         wrong = {**layers, name: nn.Linear(192, 192, bias=False)}
@@ -93,7 +93,7 @@ def test_one_token_is_compared_too(wrong: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bench, "check_outputs", check)
     with pytest.raises(AssertionError, match=f"{wrong} is off by"):
         bench.run_case(CASE, torch.device("cpu"), torch.float32, compiled=False, budget=0.0)
-    assert [tokens for _, tokens in seen] == [48, 1]
+    assert [tokens for _, tokens in seen] == [160, 1]
 
 
 def test_compiled_layers_are_compared_before_they_are_timed(
@@ -121,7 +121,7 @@ def test_the_command_writes_json_and_a_figure(
     assert result.exit_code == 0, result.output
     report = bench.load_reports(tmp_path)["cpu-eager"]
     assert set(report.machine.found()) >= {"device", "threads", "dtype", "mode", "torch", "date"}
-    assert {row.label for row in report.results} == {"192, 48, 4", "64, 64, 4", "64, 64, 4 (bf16)"}
+    assert {row.label for row in report.results} == {"192, 160, 4", "64, 64, 4", "64, 64, 4 (bf16)"}
     table = result.output  # narrow here: a cell is broken into lines
     assert table.count("64, 64, 4") >= 2 * len(report.results) / 3
     assert table.count("(bf16)") == len(report.results) / 3
@@ -148,7 +148,7 @@ def test_reports_are_written_as_they_were_read(report: bench.Report, tmp_path: P
     written = replace(report, results=(*report.results, half))
     (tmp_path / "some.json").write_text(written.text())
     assert bench.load_reports(tmp_path) == {"some": written}
-    assert half.label == "192, 48, 4 (bf16)"
+    assert half.label == "192, 160, 4 (bf16)"
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_the_first_form_is_the_layer(dtype: torch.dtype) -> None:
     """Against float64, in both passes."""
     layers = bench.contenders(CASE, torch.device("cpu"), dtype)
     layer, dora = layers["DoRA, first form"], layers["DoRA"]
-    x = torch.randn(48, 192, dtype=dtype, requires_grad=True)
-    dy = torch.randn(48, 192, dtype=dtype)
+    x = torch.randn(160, 192, dtype=dtype, requires_grad=True)
+    dy = torch.randn(160, 192, dtype=dtype)
     torch.autograd.backward(layer(x), dy)
     W, A, B, m = (
         t.detach().double().requires_grad_()
