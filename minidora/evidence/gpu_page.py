@@ -324,7 +324,9 @@ def page(reports: dict[str, Any] | None = None) -> str:
             "for ranks above 64 and in compiled graphs, show how much the host's share varies.",
             "",
             "After these runs the norm of ranks 33 to 64 moved to the path of larger ranks: "
-            "`gpu-kernels.json` shows its wrong sums at rank 64 (5e-4), which was the reason.",
+            "`gpu-kernels.json` shows its wrong sums at rank 64 (5e-4), which was the reason. And "
+            "kernels that ran before are started without asking Triton again which one serves, "
+            "which was half of what Python does for a start. Neither has run on a card yet.",
             "",
             machine + ".",
             "",
