@@ -197,6 +197,11 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=dtype)
 
 
+def multiples(*shape: int, steps: int, unit: float) -> Tensor:
+    """Random multiples of unit, up to `steps` of them: sums and products of few are exact."""
+    return (steps * (2 * torch.rand(shape, generator=generator) - 1)).round() * unit
+
+
 def random_size(low: int, high: int) -> int:
     """A size from low to high - 1 that no answer can know by heart."""
     return dice.randrange(low, high)

@@ -16,7 +16,7 @@ from minidora.checks.expect import (
     expect_device,
     expect_gradient,
     expect_nothing_changed,
-    generator,
+    multiples,
     randn,
     random_size,
     require,
@@ -330,20 +330,15 @@ def _small(answer: Answer) -> None:
 # ---- 6.4: rounding ----
 
 
-def _grid(*shape: int, steps: int, unit: float) -> Tensor:
-    """Random multiples of unit, up to `steps` of them: sums and products of few are exact."""
-    return (steps * (2 * torch.rand(shape, generator=generator) - 1)).round() * unit
-
-
 def _half_precision(
     tokens: int, out: int, dtype: torch.dtype, scale: float = 1.0
 ) -> tuple[Tensor, ...]:
     """base, low (dtype), g, bias (float32), such that float32 computes g (base + low) + bias
     exactly: then there is one right way to round it. All bits of the dtype are in use."""
     steps, units = (127, (1 / 16, 1 / 64)) if dtype == torch.bfloat16 else (1023, (2**-7, 2**-9))
-    base, low = (scale * _grid(tokens, out, steps=steps, unit=unit) for unit in units)
-    g = 1 + _grid(out, steps=120, unit=1 / 512)
-    return base.to(dtype), low.to(dtype), g, scale * _grid(out, steps=4000, unit=1 / 8192)
+    base, low = (scale * multiples(tokens, out, steps=steps, unit=unit) for unit in units)
+    g = 1 + multiples(out, steps=120, unit=1 / 512)
+    return base.to(dtype), low.to(dtype), g, scale * multiples(out, steps=4000, unit=1 / 8192)
 
 
 def _wrong_roundings(base: Tensor, low: Tensor, g: Tensor, bias: Tensor) -> Known:
@@ -574,7 +569,7 @@ def _float32(tokens: int, out: int) -> tuple[list[Tensor], Tensor]:
 def _check_half(answer: Answer, half: torch.dtype) -> None:
     """Rounding, and what is held, in half precision."""
     base, low, g, _ = args = _half_precision(random_size(600, 1200), 8, half)
-    dy = _grid(*base.shape, steps=127, unit=1 / 16).to(half)
+    dy = multiples(*base.shape, steps=127, unit=1 / 16).to(half)
     found = _run(answer, args, dy)
     right = isinstance(found["value"], Tensor) and found["value"].dtype == half
     require(right, "y has the dtype of base: round it at the end")
