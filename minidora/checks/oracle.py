@@ -271,6 +271,11 @@ class Oracle:
                 raise Refused(message, known=True)
         for index, (slot, part, right) in enumerate(zip(self.outputs, parts, want, strict=True)):
             mine = [(value[index], text) for value, text, at in known if at in (index, None)]
+            mine += [
+                (other, f"this is {name}: keep the order")
+                for other, name in zip(want, names, strict=True)
+                if named and type(other) is type(right)
+            ]
             if slot.axes is not None:
                 self.refuse_tensor(part, right, mine, slot, args)
             elif isinstance(right, list):
