@@ -1,12 +1,10 @@
 """Checks of exercises/06_fast_dora.ipynb: the same layer at LoRA's price."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from minidora.checks.exercise import Answer, Lesson
 from minidora.checks.expect import (
@@ -34,11 +32,8 @@ lesson = Lesson(
 # ---- 6.1 and 6.2: what a forward pass costs ----
 
 
-def _size() -> int:
-    return random_size(2, 41)
-
-
-SIZES = dict.fromkeys(("tokens", "in_features", "out_features", "rank"), _size)
+NAMES = ("tokens", "in_features", "out_features", "rank")
+SIZES = dict.fromkeys(NAMES, lambda: random_size(2, 41))
 
 
 def _flops(*products: tuple[int, int, int]) -> int:
@@ -73,19 +68,6 @@ forward_flops.example(
 HALF = "an entry takes as many additions as multiplications"
 
 
-def _order(
-    oracle: Callable[..., Any], names: Sequence[str], others: Collection[str]
-) -> Callable[..., Wrong]:
-    """One of the others in the place of this part."""
-
-    def wrong(*args: int) -> Wrong:
-        for name, value in zip(names, oracle(*args), strict=True):
-            if name in others:
-                yield f"this is {name}: keep the order", value
-
-    return wrong
-
-
 def _wrong_layers(t: int, i: int, o: int, r: int) -> Wrong:
     yield HALF, t * i * o
     yield "the tokens are missing: x is (tokens, in)", 2 * i * o
@@ -109,47 +91,9 @@ def _wrong_norm_flops(t: int, i: int, o: int, r: int) -> Wrong:
     yield "U = W A^T is missing, the largest of the three", gram + bg
 
 
-FLOPS = ("layer", "low_rank", "norm")
-for part, wrong in (
-    ("layer", _wrong_layers), ("low_rank", _wrong_paths), ("norm", _wrong_norm_flops)
-):  # fmt: skip
-    forward_flops.mistakes_of(wrong, part)
-    forward_flops.mistakes_of(_order(forward_flops.oracle, FLOPS, {*FLOPS} - {part}), part)
-
-
-Form = Callable[..., tuple[Tensor, Tensor]]
-"""(x, W, A, B, m) -> y, and g, a vector."""
-
-
-def _lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    return F.linear(x, w) + F.linear(2.0 * F.linear(x, a), b), m
-
-
-def _merged(x: Tensor, w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    v = w + 2.0 * (b @ a)
-    g = m / v.detach().norm(dim=1)
-    return F.linear(x, g[:, None] * v), g
-
-
-def _compose(x: Tensor, w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    g: Tensor = m / (w + 2.0 * (b @ a)).detach().norm(dim=1)
-    return g * _lora(x, w, a, b, m)[0], g
-
-
-def _held(form: Form, *own: Tensor) -> int:
-    """Bytes of the matrices that autograd saves beside its own tensors and g, each storage once."""
-    saved: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        _, g = form(*own)
-    existed = {tensor.untyped_storage().data_ptr() for tensor in (*own, g)}
-    storages = [tensor.untyped_storage() for tensor in saved if tensor.ndim == 2]
-    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    return sum(count for key, count in held.items() if key not in existed)
+forward_flops.mistakes_of(_wrong_layers, "layer")
+forward_flops.mistakes_of(_wrong_paths, "low_rank")
+forward_flops.mistakes_of(_wrong_norm_flops, "norm")
 
 
 @spec(
@@ -166,11 +110,9 @@ def _held(form: Form, *own: Tensor) -> int:
 def held_bytes(
     tokens: int, in_features: int, out_features: int, rank: int, itemsize: int
 ) -> tuple[int, ...]:
-    t, i, o, r = tokens, in_features, out_features, rank
-    x, w, a, b, m = map(torch.ones, ((t, i), (o, i), (r, i), (o, r), (o,)))
-    for trained in (x, a, b, m):
-        trained.requires_grad_()
-    return tuple(itemsize * _held(form, x, w, a, b, m) // 4 for form in (_lora, _merged, _compose))
+    """By hand; the tests hold it against what autograd saves."""
+    h, matrix, u = tokens * rank, out_features * in_features, tokens * out_features
+    return itemsize * h, itemsize * 2 * matrix, itemsize * (u + h)
 
 
 held_bytes.example(3, 5, 8, 2, 4, gives=(24, 320, 120))
@@ -191,10 +133,8 @@ def _wrong_bytes(name: str, index: int) -> Callable[..., Wrong]:
         # Of two messages for one value, one speaks.
         yield twice, right + hidden
         yield "these are numbers: a number takes itemsize bytes", right // size
-        yield (
-            "4 bytes a number, whatever itemsize is",
-            None if (name, size) == ("merged", 8) else 4 * right // size,
-        )
+        if (name, size) != ("merged", 8):
+            yield "4 bytes a number, whatever itemsize is", 4 * right // size
         if name == "lora":
             yield "an addition holds neither of its terms: h = s x A^T is what is held", output
             yield "an addition holds neither of its terms: h is what is held", output + hidden
@@ -216,12 +156,8 @@ def _wrong_bytes(name: str, index: int) -> Callable[..., Wrong]:
     return wrong
 
 
-FORMS = ("lora", "merged", "compose")
-for index, part in enumerate(FORMS):
+for index, part in enumerate(("lora", "merged", "compose")):
     held_bytes.mistakes_of(_wrong_bytes(part, index), part)
-# What else may stand there by mistake has a message of its own.
-for part, others in (("lora", ["merged"]), ("merged", ["lora", "compose"])):
-    held_bytes.mistakes_of(_order(held_bytes.oracle, FORMS, others), part)
 
 
 # ---- 6.3: the factored norm ----
@@ -256,19 +192,17 @@ def factored_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
 def _wrong_norms(w: Tensor, a: Tensor, b: Tensor, s: float) -> Wrong:
     own, cross = w.square().sum(1), (b * (w @ a.T)).sum(1)
     update = (b * (b @ (a @ a.T))).sum(1)
-    squares = {
+    no_g = own + 2 * s * cross + s**2 * b.square().sum(1)
+    yield "these are the lengths of W's rows: the update is missing", own.sqrt()
+    yield "these are squared lengths: take the root", own + 2 * s * cross + s**2 * update
+    for message, square in {
         "the cross term is missing: 2 s sum over l of B U": own + s**2 * update,
         "the cross term counts twice: 2 s, not s": own + s * cross + s**2 * update,
         "the square of the update is missing: s^2 B G": own + 2 * s * cross,
         "s stands squared before the update's square": own + 2 * s * cross + s * update,
         "the scaling is missing": own + 2 * cross + update,
-        "A's rows are not of length 1 and orthogonal: G = A A^T is missing": own
-        + 2 * s * cross
-        + s**2 * b.square().sum(1),
-    }
-    yield "these are the lengths of W's rows: the update is missing", own.sqrt()
-    yield "these are squared lengths: take the root", own + 2 * s * cross + s**2 * update
-    for message, square in squares.items():
+        "A's rows are not of length 1 and orthogonal: G = A A^T is missing": no_g,
+    }.items():
         yield message, square.clamp(min=0).sqrt()
 
 
@@ -281,10 +215,11 @@ factored_norm.example(
 def _no_gradient(answer: Answer) -> None:
     answer.case("no gradient")
     found = answer.probe(cost, [randn(4, 4), randn(2, 4), randn(4, 2), -2.0], [0, 1, 2], randn(4))
-    require(
-        found["gradients"] == [None] * 3,
-        "a gradient runs through the norm: it is a constant in the backward pass (equation 11)",
-    )
+    constant = "it is a constant in the backward pass (equation 11)"
+    none = found["gradients"] == [None] * 3
+    require(none, f"a gradient runs through the norm: {constant}")
+    useless = "no product with it can be trained"
+    require(not found["inference"], f"made in inference mode: {useless}, so take no_grad() for it")
 
 
 @factored_norm.also
@@ -329,6 +264,8 @@ def _small(answer: Answer) -> None:
 
 # ---- 6.4: rounding ----
 
+PARTS = ("base", "low", "g", "bias")
+
 
 def _half_precision(
     tokens: int, out: int, dtype: torch.dtype, scale: float = 1.0
@@ -355,8 +292,19 @@ def _wrong_roundings(base: Tensor, low: Tensor, g: Tensor, bias: Tensor) -> Know
         (g.to(dtype) * (base + low) + bias.to(dtype), "everything is rounded, at each step"),
         ((g * (wide + bias)).to(dtype), "the bias is scaled by g: add it last, as it is"),
         (rounded, "the bias is missing"),
+        ((wide + bias).to(dtype), "g is missing"),
         ((g * base.float() + bias).to(dtype), "low is missing"),
     ]
+
+
+def _expect_rounded(got: Any, base: Tensor, low: Tensor, g: Tensor, bias: Tensor) -> None:
+    """Refuse unless got is g (base + low) + bias, rounded once, at the end."""
+    if isinstance(got, Tensor):
+        right = got.dtype == base.dtype
+        require(right, f"y has the dtype of base, {base.dtype}: got {got.dtype}")
+    exact = g.double() * (base.double() + low.double()) + bias.double()
+    known = _wrong_roundings(base, low, g, bias)
+    expect(got, exact.to(base.dtype), known, shape="(tokens, out)")
 
 
 @lesson.exercise(
@@ -368,16 +316,6 @@ def _wrong_roundings(base: Tensor, low: Tensor, g: Tensor, bias: Tensor) -> Know
     hint="How many times is a number rounded to bf16 on its way through your lines?",
 )
 def round_once(answer: Answer) -> None:
-    def check(base: Tensor, low: Tensor, g: Tensor, bias: Tensor) -> None:
-        got = answer(base, low, g, bias)
-        if isinstance(got, Tensor):
-            right = got.dtype == base.dtype
-            require(right, f"y has the dtype of base, {base.dtype}: got {got.dtype}")
-        exact = g.double() * (base.double() + low.double()) + bias.double()
-        known = _wrong_roundings(base, low, g, bias)
-        expect(got, exact.to(base.dtype), known, shape="(tokens, out)")
-
-    answer.case("by hand")
     half, e = torch.bfloat16, 2**-8  # half a step of bf16 above 1
     columns = [  # base, low, g, bias: each shows another mistake
         (1.0, e, 1.0, e),
@@ -388,26 +326,27 @@ def round_once(answer: Answer) -> None:
         (1.0, 1.0, 1.0, 1.0),
         (1 + 2 * e, 0.0, 1 + 2 * e, e),
     ]
-    base, low, g, bias = torch.tensor(columns).T
-    check(base[None].to(half), low[None].to(half), g.clone(), bias.clone())
+    base, low, g, bias = torch.tensor(columns).T.contiguous()
+    by_hand = base[None].to(half), low[None].to(half), g, bias
+    cases: list[tuple[str, tuple[Tensor, ...]]] = [("by hand", by_hand)]
     for name, dtype in (("bf16", half), ("fp16", torch.float16)):
-        answer.case(name)
-        check(*_half_precision(20, 30, dtype))
-        check(*_half_precision(20, 30, dtype, scale=4096))
+        cases.append((name, _half_precision(20, 30, dtype)))
+        cases.append((name, _half_precision(20, 30, dtype, scale=4096)))
         for tokens, out in ((1, 5), (4, 1), (1, 1)):
-            answer.case(f"{name}, {tokens} x {out}")
-            check(*_half_precision(tokens, out, dtype))
+            cases.append((f"{name}, {tokens} x {out}", _half_precision(tokens, out, dtype)))
+    base, low, g, bias = args = _half_precision(5, 3, half)
+    cases.append(("not contiguous", (base.T.contiguous().T, low.T.contiguous().T, g, bias)))
+    for case, given in cases:
+        answer.case(case)
+        _expect_rounded(answer(*given), *given)
     answer.case("too large for fp16")
     large, one = torch.full((1, 1), 6e4).half(), torch.ones(1)
     got = answer(large, large, one, one)
     require(bool(got.isinf().all()), "beyond the largest number of fp16, rounding gives inf")
-    answer.case("not contiguous")
-    args = base, low, g, bias = _half_precision(5, 3, half)
-    check(base.T.contiguous().T, low.T.contiguous().T, g, bias)
     answer.case("gradient")
-    names, dy = ("base", "low", "g", "bias"), torch.ones(5, 3).to(half)
+    dy = torch.ones(5, 3).to(half)
     found = answer.probe(probe.gradients, list(args), [0, 1, 2, 3], dy)["gradients"]
-    for name, gradient in zip(names, found, strict=True):
+    for name, gradient in zip(PARTS, found, strict=True):
         expect_gradient(gradient, gradient if isinstance(gradient, Tensor) else dy, name)
     expect_device(answer, *args)
     expect_nothing_changed(answer, *args)
@@ -516,35 +455,47 @@ def _little_held(answer: Answer) -> None:
 
 # ---- 6.6: two passes of one's own ----
 
-PARTS = ("base", "low", "g", "bias")
-
 
 def _expect_gradients(
     found: Sequence[Any], args: Sequence[Tensor], dy: Tensor, names: Sequence[str] = PARTS
 ) -> None:
-    """In float32, of base, low, g and bias, or of those in names."""
-    base, low, g, _ = (part.double() for part in args)
-    dy = dy.double()
-    du, d_bias, products = g * dy, dy.sum(0), dy * (base + low)
-    wants = {"base": du, "low": du, "g": products.sum(0), "bias": d_bias}
-    mean = "a mean: the gradient is the sum over all tokens"
-    knowns: dict[str, Known] = {
-        "base": [(dy, "g is missing: y changes g times as fast as base")],
-        "low": [(dy, "g is missing: y changes g times as fast as low")],
-        "g": [
-            ((dy * base).sum(0), "low is missing, u = base + low"),
-            (d_bias, "this is the gradient of the bias: keep the order of the arguments"),
+    """Of base, low, g and bias, or of those in names, from the u that is saved."""
+    base, low, g, _ = args
+    dtype, narrow, dy = base.dtype, dy, dy.double()
+    u = (base.double() + low.double()).to(dtype)
+    du, d_bias, products = g.double() * dy, dy.sum(0), dy * u.double()
+    d_g = products.sum(0)
+    mean, order = (
+        "a mean: the gradient is the sum over all tokens",
+        "keep the order of the arguments",
+    )
+    paths: Known = [
+        (dy, "g is missing: y changes g times as fast"),
+        (g.to(dtype) * narrow, "g is rounded: multiply in float32, then round"),
+    ]
+    knowns: dict[str, tuple[Tensor, Known]] = {
+        "base": (du.to(dtype), paths),
+        "low": (du.to(dtype), paths),
+        "g": (d_g, [
+            ((dy * base.double()).sum(0), "low is missing, u = base + low"),
+            (d_bias, f"this is the gradient of the bias: {order}"),
             (products.mean(0), mean),
             (du.sum(0), "dy is multiplied by g: it is u that g stands beside"),
-        ],
-        "bias": [
+            ((narrow * u).sum(0), "multiplied or summed in half precision: sum in float32"),
+            ((narrow * u).double().sum(0), "multiplied in half precision: dy to float32 first"),
+        ]),
+        "bias": (d_bias, [
             (du.sum(0), "scaled by g: the bias is added after g"),
-            (products.sum(0), "this is the gradient of g: keep the order of the arguments"),
+            (d_g, f"this is the gradient of g: {order}"),
             (dy.mean(0), mean),
-        ],
-    }
+        ]),
+    }  # fmt: skip
     for name, gradient in zip(names, found, strict=True):
-        expect_gradient(gradient, wants[name], name, knowns[name])
+        if name == "bias" and isinstance(gradient, Tensor) and dtype != torch.float32:
+            once = (gradient.double() - d_bias).abs() <= d_bias.abs() / 2**8  # bf16 has 8 digits
+            require(bool(once.all()), "gradient of bias: rounded after each token, not once")
+        else:
+            expect_gradient(gradient, knowns[name][0], name, knowns[name][1])
 
 
 def _run(
@@ -556,54 +507,32 @@ def _run(
     return found
 
 
-def _composed(args: Sequence[Tensor]) -> Tensor:
-    base, low, g, bias = (part.double() for part in args)
-    return g * (base + low) + bias
-
-
 def _float32(tokens: int, out: int) -> tuple[list[Tensor], Tensor]:
     shapes = (tokens, out), (tokens, out), (out,), (out,)
     return [randn(*shape) for shape in shapes], randn(tokens, out)
 
 
-def _check_half(answer: Answer, half: torch.dtype) -> None:
-    """Rounding, and what is held, in half precision."""
-    base, low, g, _ = args = _half_precision(random_size(600, 1200), 8, half)
-    dy = multiples(*base.shape, steps=127, unit=1 / 16).to(half)
+def _check_passes(answer: Answer, args: Sequence[Tensor], dy: Tensor) -> None:
+    """What both passes give, and what is held between them."""
+    base = args[0]
     found = _run(answer, args, dy)
-    right = isinstance(found["value"], Tensor) and found["value"].dtype == half
-    require(right, "y has the dtype of base: round it at the end")
-    expect(found["value"], _composed(args).to(half), name="y, rounded once")
+    _expect_rounded(found["value"], *args)
     outputs = found["held"] / base.untyped_storage().nbytes()
-    require(
-        outputs < 1.5,
-        f"{outputs:.0f} times the bytes of an output are held: "
-        "save u and g alone, u in the dtype of base",
-    )
-    require(outputs > 0.5, "no output is held: save u, in the dtype of base")
-    u = (base.double() + low.double()).to(half)
-    d_base, d_low, d_g, d_bias = found["gradients"]
-    known = [
-        ((dy * u).sum(0), "multiplied or summed in half precision: sum over tokens in float32"),
-        ((dy * u).double().sum(0), "multiplied in half precision: turn dy to float32 first"),
-    ]
-    expect_gradient(d_g, (dy.double() * u.double()).sum(0), "g", known)
-    known = [(g.to(half) * dy, "g is rounded: multiply in float32, then round")]
-    for name, gradient in (("base", d_base), ("low", d_low)):
-        expect_gradient(gradient, (g.double() * dy.double()).to(half), name, known)
-    want = dy.double().sum(0)
-    once = (d_bias.double() - want).abs() <= want.abs() / 2**8  # bf16 has 8 digits, fp16 more
-    require(bool(once.all()), "gradient of bias: rounded after each token, not once")
+    alone = "save u and g alone, u in the dtype of base"
+    if len(base) > 100:  # so that g counts for little
+        more = f"{outputs:.0f} times the bytes of an output are held"
+        require(outputs < 1.5, f"{more}: {alone}")
+        require(outputs > 0.5, "no output is held: save u, in the dtype of base")
+    _expect_gradients(found["gradients"], args, dy)
 
 
 def _check_turns(answer: Answer) -> None:
     """Two forward passes before the first backward pass, and a second one through the first."""
     answer.case("two forward passes before a backward pass")
-    first, dy = _float32(4, 3)
-    second, _ = _float32(4, 3)
+    (first, dy), (second, _) = _float32(4, 3), _float32(4, 3)
     found = answer.probe(probe.passes_in_turn, [first, second], [0, 1, 0], dy)
     for index, gradients in zip((0, 1, 0), found["gradients"], strict=True):
-        expect(found["values"][index], _composed((first, second)[index]))
+        _expect_rounded(found["values"][index], *(first, second)[index])
         _expect_gradients(gradients, (first, second)[index], dy)
 
 
@@ -619,22 +548,13 @@ def _check_turns(answer: Answer) -> None:
 )
 def compose_function(answer: Answer) -> None:
     for tokens, out in ((6, 3), (1, 5), (4, 1), (1, 1)):
-        answer.case("forward" if tokens == 6 else f"{tokens} x {out}")
-        args, dy = _float32(tokens, out)
-        base, low, g, bias = (part.double() for part in args)
-        found = _run(answer, args, dy)
-        known = [
-            (g * (base + low + bias), "the bias is scaled by g: add it last, as it is"),
-            (g * (base + low), "the bias is missing"),
-            (base + low + bias, "g is missing"),
-        ]
-        expect(found["value"], _composed(args), known, shape="(tokens, out)")
-        if tokens == 6:
-            answer.case("gradient")
-        _expect_gradients(found["gradients"], args, dy)
-    for half in (torch.bfloat16, torch.float16):
-        answer.case("bf16" if half == torch.bfloat16 else "fp16")
-        _check_half(answer, half)
+        answer.case("float32" if tokens == 6 else f"{tokens} x {out}")
+        _check_passes(answer, *_float32(tokens, out))
+    for case, half in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        answer.case(case)
+        base, *rest = _half_precision(random_size(600, 1200), 8, half)
+        dy = multiples(*base.shape, steps=127, unit=1 / 16).to(half)
+        _check_passes(answer, [base, *rest], dy)
     _check_turns(answer)
     for frozen in PARTS:
         answer.case(f"{frozen} needs no gradient")

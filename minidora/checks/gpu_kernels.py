@@ -1,6 +1,7 @@
 """Checks of exercises/07_gpu_kernels.ipynb: launches, bytes, and kernels of one's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from minidora.checks.expect import (
     expect_device,
     expect_nothing_changed,
     expect_parts,
-    generator,
+    multiples,
     randn,
     random_size,
     require,
@@ -120,8 +121,7 @@ count_launches.example(
 # ---- 7.2: bytes ----
 
 
-def _size() -> int:
-    return random_size(3, 60)
+SIZES = ("tokens", "out_features", "rank")
 
 
 @spec(
@@ -133,12 +133,8 @@ def _size() -> int:
     teaches="what a fused kernel saves: not operations, but trips to memory",
     hint="Which tensors does a kernel read, and which does it write, one kernel at a time?",
     shapes="tokens, out_features, rank, itemsize -> separate, fused",
-    draw={
-        "tokens": _size,
-        "out_features": _size,
-        "rank": _size,
-        "itemsize": lambda: dice.choice((2, 4, 8)),
-    },
+    draw=dict.fromkeys(SIZES, lambda: random_size(3, 60))
+    | {"itemsize": lambda: dice.choice((2, 4, 8))},
 )
 def bytes_moved(tokens: int, out_features: int, rank: int, itemsize: int) -> tuple[int, int]:
     """By the tensors themselves: four kernels one after the other, then one."""
@@ -158,18 +154,12 @@ def _wrong_separate(t: int, o: int, r: int, size: int) -> Wrong:
     out, factors = t * o, t * r + o * r
     right = factors + 8 * out + 2 * o
     yield "these are numbers: a number takes itemsize bytes", right
-    yield (
-        "what is written counts too: each of the four kernels writes an output",
-        size * (right - 4 * out),
-    )
+    yield "what is written counts too: each kernel writes an output", size * (right - 4 * out)
     yield "what is read counts too, not only the four outputs", size * 4 * out
     yield "the vectors g and bias are read as well", size * (right - 2 * o)
     yield "h and B are read as well, by the product", size * (right - factors)
     yield "base + low reads two outputs and writes one", size * (right - out)
-    yield (
-        "each tensor once: but a kernel reads again what another has written",
-        size * (factors + 5 * out + 2 * o),
-    )
+    yield "each tensor once: but a kernel reads again what others wrote", size * (right - 3 * out)
 
 
 def _wrong_fused(t: int, o: int, r: int, size: int) -> Wrong:
@@ -185,17 +175,34 @@ def _wrong_fused(t: int, o: int, r: int, size: int) -> Wrong:
 
 bytes_moved.mistakes_of(_wrong_separate, "separate")
 bytes_moved.mistakes_of(_wrong_fused, "fused")
-bytes_moved.mistake(
-    "the order is separate, then fused", lambda *sizes: bytes_moved.oracle(*sizes)[::-1]
-)
 
 
 # ---- 7.3: a float32 as two bf16 numbers ----
 
 
-def _cut(a: Tensor) -> Tensor:
-    """To bf16 by leaving bits out, where rounding would look at them."""
-    return (a.view(torch.int32) & -65536).view(torch.float32).bfloat16()
+def _check_parts(answer: Answer, a: Tensor) -> None:
+    hi = a.bfloat16()
+    lo, half = (a - hi.float()).bfloat16(), (a / 2).bfloat16()
+    cut = (a.view(torch.int32) & -65536).view(torch.float32).bfloat16()  # by leaving bits out
+    of_hi: Known = [
+        (lo, "this is lo: the order is hi, lo"),
+        (cut, "cut off, not rounded to nearest: .bfloat16() rounds"),
+        (half, "not half of the value: hi has the upper half of its bits"),
+        (a, "not rounded: hi is what bf16 keeps of a"),
+    ]
+    of_lo: Known = [
+        (torch.zeros_like(a), "0: subtract hi in float32, where the rest can be seen"),
+        (-lo, "the wrong sign: hi + lo gives a, so lo = a - hi"),
+        ((a - cut.float()).bfloat16(), "the rest of a number that was cut off"),
+        (half, "not half of the value: lo is what rounding left"),
+        (hi, "this is hi again: lo = a - hi"),
+    ]
+    parts = expect_parts(answer(a), ("hi", "lo"))
+    for part, name, want, known in zip(parts, ("hi", "lo"), (hi, lo), (of_hi, of_lo), strict=True):
+        expect(part, want, known, name)
+        kind = str(part.dtype).removeprefix("torch.")
+        right = part.dtype == torch.bfloat16
+        require(right, f"{name} is {kind}: both parts are bfloat16, for the tensor cores")
 
 
 @lesson.exercise(
@@ -207,47 +214,18 @@ def _cut(a: Tensor) -> Tensor:
     hint="What has rounding to bf16 left over, and in which dtype can you still see it?",
 )
 def split_float32(answer: Answer) -> None:
-    names = ("hi", "lo")
-
-    def check(a: Tensor) -> None:
-        parts = expect_parts(answer(a), names)
-        hi = a.bfloat16()
-        lo = (a - hi.float()).bfloat16()
-        knowns: dict[str, Known] = {
-            "hi": [
-                (lo, "this is lo: the order is hi, lo"),
-                (_cut(a), "cut off, not rounded to nearest: .bfloat16() rounds"),
-                ((a / 2).bfloat16(), "not half of the value: hi has the upper half of its bits"),
-                (a, "not rounded: hi is what bf16 keeps of a"),
-            ],
-            "lo": [
-                (torch.zeros_like(a), "0: subtract hi in float32, where the rest can be seen"),
-                (-lo, "the wrong sign: hi + lo gives a, so lo = a - hi"),
-                ((a - _cut(a).float()).bfloat16(), "the rest of a number that was cut off"),
-                ((a / 2).bfloat16(), "not half of the value: lo is what rounding left"),
-                (hi, "this is hi again: lo = a - hi"),
-            ],
-        }
-        for name, part, want in zip(names, parts, (hi, lo), strict=True):
-            expect(part, want, knowns[name], name)
-            require(
-                part.dtype == torch.bfloat16,
-                f"{name} is {str(part.dtype)[6:]}: both parts are bfloat16, for the tensor cores",
-            )
-
-    answer.case("by hand")
-    check(torch.tensor([1 + 2**-9, -3.0, 1 + 3 * 2**-9, 0.0]))
-    answer.case("random")
-    check(randn(random_size(5, 9), random_size(20, 40)))
-    answer.case("both signs, cut or rounded")
-    check(-randn(200).abs())
-    for size in (1e-30, 1e30):
-        answer.case(f"numbers of {size:g}")
-        check(size * randn(50))
-    answer.case("shapes")
-    check(randn(3))
-    check(randn(2, 3, 4))
-    check(randn(6, 8).T)
+    for case, a in (
+        ("by hand", torch.tensor([1 + 2**-9, -3.0, 1 + 3 * 2**-9, 0.0])),
+        ("random", randn(random_size(5, 9), random_size(20, 40))),
+        ("both signs, cut or rounded", -randn(200).abs()),
+        ("numbers of 1e-30", 1e-30 * randn(50)),
+        ("numbers of 1e+30", 1e30 * randn(50)),
+        ("shapes", randn(3)),
+        ("shapes", randn(2, 3, 4)),
+        ("shapes", randn(6, 8).T),
+    ):
+        answer.case(case)
+        _check_parts(answer, a)
     expect_device(answer, randn(4, 5))
     expect_nothing_changed(answer, randn(4, 5))
 
@@ -255,32 +233,75 @@ def split_float32(answer: Answer) -> None:
 # ---- Kernels: what is asked of all of them ----
 
 
-def _tiles(*pairs: tuple[int, int]) -> list[int]:
-    """The grid: as many programs along each axis as blocks of so many cover it."""
-    return [-(-size // block) for size, block in pairs]
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that an exercise asks for, and what is right: (*drawn, rows, columns, **constants).
+
+    Args:
+        tile: rows and columns of one program, under the names of the constants.
+        draw: (rows, columns, dtype) -> tensors by name, and further constants. What the kernel
+            writes holds NaN, or what it writes over.
+        writes: the tile of program 0 in each tensor that it writes.
+        judge: (what was written, what was drawn) refuses what is wrong.
+        axes: of the grid.
+    """
+
+    tile: dict[str, int]
+    draw: Callable[[int, int, torch.dtype], dict[str, Any]]
+    writes: Mapping[str, tuple[slice, ...]]
+    judge: Callable[[dict[str, Tensor], dict[str, Any]], None]
+    axes: int = 2
+
+    def check(self, answer: Answer) -> None:
+        """From whole tiles to sizes of 1, and in half precision."""
+        rows, columns = self.tile.values()
+        for case, n, m in (
+            ("one tile", rows, columns),
+            ("several tiles", 2 * rows, 3 * columns),
+            ("no multiples of a tile", _between(rows), _between(columns)),
+            ("no multiples of a tile", _between(rows), _between(columns)),
+            ("1 x 5", 1, 5),
+            ("7 x 1", 7, 1),
+            ("1 x 1", 1, 1),
+            ("fp16", 2 * rows + 4, columns + 3),
+        ):
+            answer.case(case)
+            drawn = self.draw(n, m, torch.float16 if case == "fp16" else torch.float32)
+            self.run(answer, drawn, n, m)
+        answer.case("one program, one tile")
+        drawn = self.draw(2 * rows, 3 * columns, torch.float32)
+        for name, got in self.launch(answer, drawn, 2 * rows, 3 * columns, one=True).items():
+            others = got.where(drawn[name].isnan(), torch.nan)  # base is there for all
+            others[self.writes[name]] = torch.nan
+            message = f"program 0 writes more of {name} than its own tile: leave the rest to others"
+            require(bool(others.isnan().all()), message)
+
+    def run(self, answer: Answer, drawn: dict[str, Any], n: int, m: int) -> None:
+        self.judge(self.launch(answer, drawn, n, m), drawn)
+
+    def launch(
+        self, answer: Answer, drawn: dict[str, Any], n: int, m: int, one: bool = False
+    ) -> dict[str, Tensor]:
+        """What was written by all programs, or one; nothing else may be, and nothing beside it."""
+        tensors = {name: value for name, value in drawn.items() if isinstance(value, Tensor)}
+        constants = {name: value for name, value in drawn.items() if name not in tensors}
+        tiles = zip((n, m), self.tile.values(), strict=True)
+        grid = [1 if one else -(-size // block) for size, block in tiles][: self.axes]
+        args = [*tensors.values(), n, m]
+        found = answer.probe(probe.launched, grid, args, constants | self.tile)
+        for name in (list(tensors)[index] for index in found["beside"]):
+            mask = "a store needs a mask, for a tile is often larger than what is left"
+            require(False, f"it writes beside {name}: {mask}")
+        after = dict(zip(tensors, found["after"], strict=False))
+        for name, before in tensors.items():
+            same = name in self.writes or torch.equal(after[name], before)
+            require(same, f"it writes into {name}, which is only read")
+        return {name: after[name] for name in self.writes}
 
 
-def _launch(
-    answer: Answer,
-    grid: list[int],
-    args: Sequence[Any],
-    names: Sequence[str],
-    writes: Sequence[str],
-    constants: dict[str, int],
-) -> dict[str, Tensor]:
-    """What is in `writes` after a launch; nothing else may be written, and nothing beside it."""
-    found = answer.probe(probe.launched, grid, list(args), constants)
-    for index in found["beside"]:
-        require(
-            False,
-            f"it writes beside {names[index]}: a store needs a mask, for a tile is often larger "
-            "than what is left",
-        )
-    after = dict(zip(names, found["after"], strict=True))
-    for name, before in zip(names, args, strict=True):
-        if isinstance(before, Tensor) and name not in writes:
-            require(torch.equal(after[name], before), f"it writes into {name}, which is only read")
-    return {name: after[name] for name in writes}
+def _between(size: int) -> int:
+    """More than two tiles, and less than three."""
+    return random_size(2 * size + 1, 3 * size)
 
 
 def _expect_written(got: Tensor, first: tuple[slice, ...], name: str) -> None:
@@ -291,55 +312,42 @@ def _expect_written(got: Tensor, first: tuple[slice, ...], name: str) -> None:
     require(not missing.all(), f"{name} is NaN everywhere: nothing was stored, or NaN was")
     others = missing.clone()
     others[first] = True
-    require(
-        not (others.all() and not missing[first].any()),
-        f"only the first tile of {name} is written: where does program_id come in?",
-    )
+    alone = bool(others.all()) and not missing[first].any()
+    require(not alone, f"only the first tile of {name} is written: where does program_id come in?")
     place = missing.nonzero()[0].tolist()
-    require(
-        False,
-        f"{name}{place} is NaN: no program stored it, or one read what lies beside a tensor "
-        "(a load needs a mask, and 0.0 in place of what is outside)",
-    )
-
-
-def _one_tile(got: Tensor, first: tuple[slice, ...], name: str) -> None:
-    """Refuse a program that writes more than its own tile; `got` is after program 0 alone."""
-    rest = got.clone()
-    rest[first] = torch.nan
-    require(
-        bool(rest.isnan().all()),
-        f"program 0 writes more of {name} than its own tile: the others are there for the rest",
-    )
-
-
-def _grid_numbers(*shape: int, steps: int, unit: float) -> Tensor:
-    """Random multiples of unit: float32 adds and multiplies few of them without rounding."""
-    return (steps * (2 * torch.rand(shape, generator=generator) - 1)).round() * unit
+    mask = "a load needs a mask, and 0.0 in place of what is outside"
+    text = f"{name}{place} is NaN: no program stored it, or one read what lies beside a tensor"
+    require(False, f"{text} ({mask})")
 
 
 # ---- 7.4: compose ----
 
-COMPOSE = ("y", "base", "h", "B", "g", "bias", "tokens", "n")
+TILE, FIRST = {"TOKENS": 16, "OUT": 8}, (slice(16), slice(8))
 
 
-def _compose_args(tokens: int, n: int, rank: int, dtype: torch.dtype) -> list[Any]:
+def _compose_args(tokens: int, n: int, dtype: torch.dtype) -> dict[str, Any]:
     """Such that float32 computes everything exactly: there is one right way to round."""
-    base = _grid_numbers(tokens, n, steps=1000, unit=1 / 16).to(dtype)
-    h = _grid_numbers(tokens, rank, steps=7, unit=1 / 8).to(dtype)
-    B = _grid_numbers(n, rank, steps=7, unit=1 / 8)
-    g = 1 + _grid_numbers(n, steps=120, unit=1 / 512)
-    bias = _grid_numbers(n, steps=4000, unit=1 / 1024)
-    return [torch.full_like(base, torch.nan), base, h, B, g, bias, tokens, n]
+    rank = 1 if tokens == 1 else random_size(2, 6)
+    base = multiples(tokens, n, steps=1000, unit=1 / 16).to(dtype)
+    return {
+        "y": torch.full_like(base, torch.nan),
+        "base": base,
+        "h": multiples(tokens, rank, steps=7, unit=1 / 8).to(dtype),
+        "B": multiples(n, rank, steps=7, unit=1 / 8),
+        "g": 1 + multiples(n, steps=120, unit=1 / 512),
+        "bias": multiples(n, steps=4000, unit=1 / 1024),
+        "rank": rank,
+    }
 
 
-def _wrong_y(args: Sequence[Any]) -> Known:
-    base, h, B, g, bias = (part.double() for part in args[1:6])
+def _judge_compose(after: dict[str, Tensor], drawn: dict[str, Any]) -> None:
+    dtype = drawn["base"].dtype
+    base, h, B, g, bias = (drawn[name].double() for name in ("base", "h", "B", "g", "bias"))
     low = h @ B.T
     u = base + low
-    dtype = args[1].dtype
     rounded = u.to(dtype).double()
-    return [
+    _expect_written(after["y"], FIRST, "y")
+    known: Known = [
         (u, "this is u: y = g u + bias"),
         (u + bias, "g is missing"),
         (g * u, "the bias is missing"),
@@ -353,6 +361,15 @@ def _wrong_y(args: Sequence[Any]) -> Known:
         (u / g + bias, "divided by g"),
         ((g * rounded + bias).to(dtype), "u was rounded before g: keep it in float32 until y"),
     ]
+    y = (g * u + bias).to(dtype)
+    expect(after["y"], y, known, "y")
+    known = [
+        (drawn["base"], "u is not stored: it takes the place of base"),
+        (g * u, "this is g u: the backward pass needs u without g"),
+        (y, "this is y: the backward pass needs u"),
+        (low, "this is h B^T alone: u = base + h B^T"),
+    ]
+    expect(after["base"], u.to(dtype), known, "base, where u goes")
 
 
 @lesson.exercise(
@@ -366,62 +383,54 @@ def _wrong_y(args: Sequence[Any]) -> Known:
     triton=True,
 )
 def compose_kernel(answer: Answer) -> None:
-    size = {"TOKENS": 16, "OUT": 8}
-    first = (slice(16), slice(8))
-
-    def run(args: list[Any], grid: list[int] | None = None) -> dict[str, Tensor]:
-        tiles = _tiles((args[6], 16), (args[7], 8))
-        constants = {"rank": args[2].shape[1], **size}
-        return _launch(answer, grid or tiles, args, COMPOSE, ("y", "base"), constants)
-
-    def check(tokens: int, n: int, rank: int, dtype: torch.dtype = torch.float32) -> None:
-        args = _compose_args(tokens, n, rank, dtype)
-        after = run(args)
-        base, h, B, g, bias = (part.double() for part in args[1:6])
-        low = h @ B.T
-        u = base + low
-        _expect_written(after["y"], first, "y")
-        expect(after["y"], (g * u + bias).to(dtype), _wrong_y(args), "y")
-        expect(
-            after["base"],
-            u.to(dtype),
-            [
-                (args[1], "u is not stored: it takes the place of base"),
-                (g * u, "this is g u: the backward pass needs u without g"),
-                ((g * u + bias).to(dtype), "this is y: the backward pass needs u"),
-                (low, "this is h B^T alone: u = base + h B^T"),
-            ],
-            "base, where u goes",
-        )
-
-    answer.case("one tile")
-    check(16, 8, 3)
-    answer.case("several tiles")
-    check(32, 24, random_size(2, 6))
-    answer.case("no multiples of a tile")
-    for _ in range(2):
-        check(random_size(17, 32), random_size(17, 24), random_size(2, 6))
-    for tokens, n, rank in ((1, 5, 2), (7, 1, 2), (3, 5, 1)):
-        answer.case(f"{tokens} x {n} of rank {rank}")
-        check(tokens, n, rank)
-    answer.case("one program, one tile")
-    args = _compose_args(32, 24, 2, torch.float32)
-    _one_tile(run(args, [1, 1])["y"], first, "y")
-    answer.case("fp16")
-    check(20, 11, 3, torch.float16)
+    Kernel(TILE, _compose_args, {"y": FIRST, "base": FIRST}, _judge_compose).check(answer)
 
 
 # ---- 7.5: the row norm ----
 
-NORM = ("norm", "W", "n", "m")
+ROWS = (slice(4),)
+
+
+def _norm_args(n: int, m: int, dtype: torch.dtype) -> dict[str, Any]:
+    W = (300 if dtype == torch.float16 else 1) * randn(n, m)
+    W = W.abs() if (n, m) == (4, 16) else W  # so that a root of sums is a number
+    return {"norm": torch.full((n,), torch.nan), "W": W.to(dtype)}
 
 
 def _beyond(W: Tensor, cols: int) -> Tensor:
     """Norms where columns have no mask: a row goes on into the next one, the last into NaN."""
     n, m = W.shape
-    flat = torch.cat([W.flatten(), torch.full((cols,), torch.nan)]).double()
+    flat = torch.cat([W.flatten(), torch.full((cols,), torch.nan)])
     long = -(-m // cols) * cols
     return torch.stack([flat[row * m : row * m + long].norm() for row in range(n)])
+
+
+def _judge_norm(after: dict[str, Tensor], drawn: dict[str, Any]) -> None:
+    got, W = after["norm"], drawn["W"].double()
+    own, beyond, m = W.norm(dim=1), _beyond(W, 16), W.shape[1]
+    goes_on = torch.equal(got.isnan(), beyond.isnan()) and not got.isnan().all()
+    goes_on = goes_on and m % 16 > 0 and same(got.nan_to_num(), beyond.nan_to_num())
+    require(not goes_on, "a row goes on into the next one: mask the columns beyond m too")
+    inf = "inf: a square above 65504 leaves fp16, so turn W to float32 before you square"
+    require(not got.isinf().any(), inf)
+    _expect_written(got, ROWS, "norm")
+    last = W[:, 16 * ((m - 1) // 16) :]
+    known = [
+        (own**2, "these are squared lengths: take the root"),
+        (W.abs().sum(1), "these are sums of absolute values: square, then add"),
+        (W.sum(1).abs(), "these are sums of the entries: square them first"),
+        (W.sum(1).sqrt(), "the root of the sum of the entries: square them first"),
+        (W.abs().sum(1).sqrt(), "the root of a sum of absolute values: square them"),
+        (own / m**0.5, "divided by the number of columns: a length is no mean"),
+        (W[:, :16].norm(dim=1), "only the first COLS columns are in: walk to the end"),
+        (last.norm(dim=1), "only the last columns are in: the sum must outlive the loop"),
+        (W.abs().amax(1), "these are the largest entries: add the squares"),
+    ]
+    live = bool((got[own == 0] == 0).all())
+    require(live, "a row of zeros has the length 0: no epsilon")
+    tiny = 0 < float(own.amax()) < 1e-6
+    name = "norm of tiny rows, where an epsilon would show" if tiny else "norm"
+    expect(got, own, known, name, "(n,)")
 
 
 @lesson.exercise(
@@ -435,79 +444,28 @@ def _beyond(W: Tensor, cols: int) -> Tensor:
     triton=True,
 )
 def row_norm_kernel(answer: Answer) -> None:
-    size = {"ROWS": 4, "COLS": 16}
-    first = (slice(4),)
-
-    def run(W: Tensor, grid: list[int] | None = None) -> Tensor:
-        args = [torch.full((len(W),), torch.nan), W, *W.shape]
-        grid = grid or _tiles((len(W), 4))
-        return _launch(answer, grid, args, NORM, ("norm",), size)["norm"]
-
-    def check(W: Tensor) -> None:
-        m = W.shape[1]
-        got, wide = run(W), W.double()
-        own = wide.norm(dim=1)
-        beyond = _beyond(W.float(), 16)
-        goes_on = torch.equal(got.isnan(), beyond.isnan()) and not got.isnan().all()
-        require(
-            not (m % 16 and goes_on and same(got.nan_to_num(), beyond.nan_to_num())),
-            "a row goes on into the next one: the mask leaves out columns beyond m too",
-        )
-        require(
-            not got.isinf().any(),
-            "inf: a square above 65504 leaves fp16, so turn W to float32 before you square",
-        )
-        _expect_written(got, first, "norm")
-        last = wide[:, 16 * ((m - 1) // 16) :]
-        known = [
-            (own**2, "these are squared lengths: take the root"),
-            (wide.abs().sum(1), "these are sums of absolute values: square, then add"),
-            (wide.sum(1).abs(), "these are sums of the entries: square them first"),
-            (wide.sum(1).sqrt(), "the root of the sum of the entries: square them first"),
-            (wide.abs().sum(1).sqrt(), "the root of a sum of absolute values: square them"),
-            (own / m**0.5, "divided by the number of columns: a length is no mean"),
-            (wide[:, :16].norm(dim=1), "only the first COLS columns are in: walk to the end"),
-            (last.norm(dim=1), "only the last columns are in: the sum must outlive the loop"),
-            (wide.abs().amax(1), "these are the largest entries: add the squares"),
-        ]
-        expect(got, own, known, "norm", "(n,)")
-
-    answer.case("one step along the row")
-    check(randn(4, 16).abs())
-    answer.case("several steps and programs")
-    check(randn(12, 48))
-    answer.case("no multiples of a tile")
-    for _ in range(2):
-        check(randn(random_size(5, 8), random_size(33, 48)))
-    answer.case("by hand")
-    check(torch.tensor([[3.0, 4.0, 0.0], [0.0, 5.0, 12.0]]))
-    for n, m in ((1, 20), (6, 1), (1, 1)):
-        answer.case(f"{n} x {m}")
-        check(randn(n, m))
-    answer.case("one program, its own rows")
-    _one_tile(run(randn(12, 20), [1]), first, "norm")
-    answer.case("zero and tiny rows")
-    for W in (torch.cat([randn(2, 20), torch.zeros(3, 20)]), 1e-15 * randn(5, 20)):
-        with_none = W.norm(dim=1) == 0
-        got = run(W)
-        require(bool((got[with_none] == 0).all()), "a row of zeros has the length 0: no epsilon")
-        expect(got, W.double().norm(dim=1), name="norm of tiny rows: is there an epsilon?")
-    answer.case("fp16")
-    check((300 * randn(6, 40)).half())
+    tile = {"ROWS": 4, "COLS": 16}
+    kernel = Kernel(tile, _norm_args, {"norm": ROWS}, _judge_norm, axes=1)
+    kernel.check(answer)
+    for case, W in (
+        ("by hand", torch.tensor([[3.0, 4.0, 0.0], [0.0, 5.0, 12.0]])),
+        ("rows of zeros", torch.cat([randn(2, 20), torch.zeros(3, 20)])),
+        ("tiny rows", 1e-15 * randn(5, 20)),
+    ):
+        answer.case(case)
+        kernel.run(answer, {"norm": torch.full((len(W),), torch.nan), "W": W}, *W.shape)
 
 
 # ---- 7.6: the backward pass ----
 
-BACKWARD = ("d_u", "d_m", "dy", "u", "g", "norm", "tokens", "n")
 
-
-def _backward_args(tokens: int, n: int, dtype: torch.dtype) -> list[Any]:
+def _backward_args(tokens: int, n: int, dtype: torch.dtype) -> dict[str, Any]:
     dy, u = randn(tokens, n).to(dtype), randn(tokens, n).to(dtype)
     norm, g = randn(n).abs() + 0.5, randn(n)
     if n > 2:
         norm[1], g[1] = 0.0, 1.0
-    parts = torch.full((_tiles((tokens, 16))[0], n), torch.nan)
-    return [torch.full_like(dy, torch.nan), parts, dy, u, g, norm, tokens, n]
+    d_u, d_m = torch.full_like(dy, torch.nan), torch.full((-(-tokens // 16), n), torch.nan)
+    return {"d_u": d_u, "d_m": d_m, "dy": dy, "u": u, "g": g, "norm": norm}
 
 
 def _check_d_u(got: Tensor, dy: Tensor, u: Tensor, g: Tensor, norm: Tensor) -> None:
@@ -560,6 +518,13 @@ def _check_d_m(got: Tensor, dy: Tensor, u: Tensor, g: Tensor, norm: Tensor) -> N
     expect(got, own / safe, known, "d_m", "(blocks of tokens, n)")
 
 
+def _judge_backward(after: dict[str, Tensor], drawn: dict[str, Any]) -> None:
+    given = [drawn[name].double() for name in ("dy", "u", "g", "norm")]
+    _expect_written(after["d_u"], FIRST, "d_u")
+    _check_d_u(after["d_u"], *given)
+    _check_d_m(after["d_m"], *given)
+
+
 @lesson.exercise(
     "7.6",
     title="The backward kernel, with partial sums",
@@ -571,34 +536,5 @@ def _check_d_m(got: Tensor, dy: Tensor, u: Tensor, g: Tensor, norm: Tensor) -> N
     triton=True,
 )
 def backward_kernel(answer: Answer) -> None:
-    size = {"TOKENS": 16, "OUT": 8}
-    first = (slice(16), slice(8))
-
-    def run(args: list[Any], grid: list[int] | None = None) -> dict[str, Tensor]:
-        tiles = _tiles((args[6], 16), (args[7], 8))
-        return _launch(answer, grid or tiles, args, BACKWARD, ("d_u", "d_m"), size)
-
-    def check(tokens: int, n: int, dtype: torch.dtype = torch.float32) -> None:
-        args = _backward_args(tokens, n, dtype)
-        after = run(args)
-        dy, u, g, norm = (part.double() for part in args[2:6])
-        _expect_written(after["d_u"], first, "d_u")
-        _check_d_u(after["d_u"], dy, u, g, norm)
-        _check_d_m(after["d_m"], dy, u, g, norm)
-
-    answer.case("one tile")
-    check(16, 8)
-    answer.case("several tiles")
-    check(48, 24)
-    answer.case("no multiples of a tile")
-    for _ in range(2):
-        check(random_size(33, 48), random_size(17, 24))
-    for tokens, n in ((1, 5), (20, 1), (1, 1)):
-        answer.case(f"{tokens} x {n}")
-        check(tokens, n)
-    answer.case("one program, one tile")
-    after = run(_backward_args(32, 24, torch.float32), [1, 1])
-    _one_tile(after["d_u"], first, "d_u")
-    _one_tile(after["d_m"], (slice(1), slice(8)), "d_m")
-    answer.case("fp16")
-    check(40, 11, torch.float16)
+    writes = {"d_u": FIRST, "d_m": (slice(1), slice(8))}
+    Kernel(TILE, _backward_args, writes, _judge_backward).check(answer)

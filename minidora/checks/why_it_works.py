@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minidora.checks.exercise import Answer, Lesson, kind_of
-from minidora.checks.expect import expect, expect_parts, randn, require
+from minidora.checks.expect import NOTHING, expect, expect_parts, randn, require
 from minidora.checks.oracle import Wrong, lengths, signed
 from minidora.checks.spec import spec
 from minidora.runner import probe
@@ -48,8 +48,7 @@ def _wrong_delta_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
     yield "one number per row: take their mean", moved.abs()
     yield "one number per row: take the mean of their absolute values", moved
     yield "this is the sum: take the mean over the rows", moved.abs().sum()
-    wrong_k = "divided by the wrong number: k counts the rows, one per output"
-    yield wrong_k, moved.abs().sum() / w.shape[1]
+    yield "the wrong k: it counts the rows, one per output", moved.abs().sum() / w.shape[1]
     yield "one norm for the whole matrix: there is one per row", (w.norm() - w0.norm()).abs()
     yield "these are squares: equation 3 has absolute values", moved.square().mean()
     yield "the root of mean squares: equation 3 has |m - m0|", moved.square().mean().sqrt()
@@ -95,16 +94,13 @@ def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
     cos, change = (u * u0).sum(1), w - w0
     columns = ((w / w.norm(dim=0)) * (w0 / w0.norm(dim=0))).sum(0)
     yield "this is the mean cosine, 1 for what did not move: take 1 - cos", cos.mean()
-    per_output = "cosines of the columns (dim=0): there is one direction per output neuron"
-    yield per_output, 1 - columns.mean()
+    yield "cosines of columns (dim=0): one direction per output neuron", 1 - columns.mean()
     whole = (w * w0).sum() / (w.norm() * w0.norm())
     yield "one cosine for the whole matrix: row by row", 1 - whole
     yield "one number per row: take their mean", 1 - cos
     yield "this is the sum: take the mean over the rows", (1 - cos).sum()
-    wrong_k = "divided by the wrong number: k counts the rows, one per output"
-    yield wrong_k, (1 - cos).sum() / w.shape[1]
-    reversed_ = "|cos| takes a reversed row for one that did not move: keep signs"
-    yield reversed_, 1 - cos.abs().mean()
+    yield "the wrong k: it counts the rows, one per output", (1 - cos).sum() / w.shape[1]
+    yield "|cos| takes a reversed row for one that did not move: keep signs", 1 - cos.abs().mean()
     yield "cos is squared: equation 4 has 1 - cos", 1 - cos.square().mean()
     yield "the products are not divided by both lengths", 1 - (w * w0).sum(1).mean()
     yield "divided by the lengths in W0 alone: divide by W's too", 1 - (w * u0).sum(1).mean()
@@ -114,8 +110,7 @@ def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
     yield "this is the distance of the directions: 1 - cos is wanted", distance
     yield "the largest of all rows: take the mean", (1 - cos).amax()
     towards = (change * u0).sum(1) / lengths(change)
-    of_change = "the cosine of W - W0 and W0: compare the direction of W with that of W0"
-    yield of_change, 1 - towards.mean()
+    yield "the cosine of W - W0 and W0: compare the direction of W with W0's", 1 - towards.mean()
 
 
 @delta_direction.also
@@ -124,15 +119,11 @@ def _small_change(answer: Answer) -> None:
     for change, tolerance in ((1e-4, 0.01), (1e-4, 0.01), (0.1, 1e-4)):
         reference = randn(8, 16)
         weight = reference + change * randn(8, 16)
-        got, want = (
-            float(answer(weight, reference)),
-            float(delta_direction.want([weight, reference])[0]),
-        )
-        require(
-            abs(got / want - 1) < tolerance,
-            f"expected {want:.3e}, got {got:.3e}: a float32 near 1 has steps of 6e-8, "
-            "so compute the cosine in float64, with nothing added to it",
-        )
+        want, got = float(delta_direction.want([weight, reference])[0]), answer(weight, reference)
+        steps = "a float32 near 1 has steps of 6e-8"
+        text = f"expected {want:.3e}, got {float(got):.3e}: {steps}"
+        near = abs(float(got) / want - 1) < tolerance
+        require(near, f"{text}, so compute the cosine in float64, with nothing added to it")
 
 
 delta_direction.example([[0, 5], [4, 3], [-4, 3]], [[3, 4], [0, 2], [1, 0]], gives=0.8)
@@ -187,11 +178,10 @@ def _wrong_correlations(x: Tensor, y: Tensor) -> Wrong:
     yield "the mean of x is not subtracted below the line", products / (x.norm() * yy.sqrt())
     yield "this is the slope of y over x: divide by both standard deviations", products / xx
     yield "this is the slope of x over y: divide by both standard deviations", products / yy
-    both = "divided by both variances: divide by standard deviations"
-    yield both, products / (xx * yy) * (n - 1)
+    yield "divided by both variances: divide by standard deviations", products / (xx * yy) * (n - 1)
     yield "the root is missing below the line", products / (xx * yy)
-    table = torch.eye(2, dtype=torch.float64) + r * (1 - torch.eye(2, dtype=torch.float64))
-    yield "this is the table of all correlations: return the one of x and y", table
+    table = "this is the table of all correlations: return the one of x and y"
+    yield table, torch.corrcoef(torch.stack([x, y]))
 
 
 @pearson.also
@@ -202,11 +192,8 @@ def _far_from_zero(answer: Answer) -> None:
         y = sign * x + 0.5 * randn(30) + 3000
         x = x - 2000
         got, want = float(answer(x, y)), float(pearson.want([x, y])[0])
-        require(
-            abs(got - want) < 1e-3,
-            f"expected {want:.4f}, got {got:.4f}: large sums cancel, "
-            "so subtract the means before you multiply",
-        )
+        text = f"expected {want:.4f}, got {got:.4f}: large sums cancel"
+        require(abs(got - want) < 1e-3, f"{text}, so subtract the means before you multiply")
 
 
 pearson.example([1, 4, 7, 8], [14, 16, 8, 2], gives=-5 / 6)
@@ -221,7 +208,7 @@ DRAWS = 300
 
 def _rows(got: Any) -> list[int]:
     """The row numbers of one draw, whether they came as a tensor or as a list."""
-    require(got is not None, "got None: end with `return ...` (print gives nothing back)")
+    require(got is not None, NOTHING)
     if isinstance(got, list | tuple) and all(type(row) is int for row in got):
         return list(got)
     require(isinstance(got, Tensor), f"expected a tensor of row numbers, got {kind_of(got)}")
@@ -239,11 +226,11 @@ def _times(rows: list[int], clusters: list[int]) -> dict[int, int]:
         require(0 <= row < len(clusters), f"{number}: return the rows, not their labels")
     times = {}
     for label in dict.fromkeys(clusters):
-        each = [rows.count(row) for row, its in enumerate(clusters) if its == label]
-        counts = " and ".join(str(count) for count in sorted(set(each)))
+        each = {rows.count(row) for row, its in enumerate(clusters) if its == label}
+        counts = " and ".join(map(str, sorted(each)))
         torn = f"cluster {label} is torn apart: in one draw its points stand {counts} times"
-        require(len(set(each)) == 1, torn)
-        times[label] = each[0]
+        require(len(each) == 1, torn)
+        times[label] = each.pop()
     return times
 
 
@@ -259,24 +246,25 @@ def _check_sizes(draws: list[dict[int, int]], k: int) -> None:
     require(k == 1 or not once, "no cluster is ever drawn twice: draw with replacement")
 
 
-def _check_chances(draws: list[dict[int, int]], clusters: list[int]) -> None:
-    """Refuse draws that are not independent, or prefer some clusters."""
-    k = len(draws[0])
+def _check_shares(draws: list[dict[int, int]], clusters: list[int]) -> None:
+    """Refuse draws that prefer some clusters: by more than 5 deviations."""
+    k, every = len(draws[0]), len(draws) * len(draws[0])
     for label in draws[0]:
-        share = sum(draw[label] for draw in draws) / (k * len(draws))
-        deviation = math.sqrt(1 / k * (1 - 1 / k) / (k * len(draws)))
-        require(
-            abs(share - 1 / k) <= 5 * deviation,
-            f"a cluster of {clusters.count(label)} points is drawn in {share:.0%} of cases: "
-            f"each of the {k} has the same chance, however large it is",
-        )
+        share = sum(draw[label] for draw in draws) / every
+        near = abs(share - 1 / k) <= 5 * math.sqrt(1 / k * (1 - 1 / k) / every)
+        text = f"a cluster of {clusters.count(label)} points is drawn in {share:.0%} of cases"
+        require(near, f"{text}: each of the {k} has the same chance, however large it is")
+
+
+def _check_independent(draws: list[dict[int, int]]) -> None:
+    """Refuse draws in which one cluster depends on another: by more than 5 deviations."""
+    k = len(draws[0])
     different = sum(sum(count > 0 for count in draw.values()) for draw in draws) / len(draws)
-    want = k * (1 - (1 - 1 / k) ** k)
-    require(
-        abs(different - want) < 0.25,
-        f"a draw holds {different:.2f} different clusters on average, expected {want:.2f}: "
-        "each is drawn independently",
-    )
+    one, two = (1 - 1 / k) ** k, max(0, 1 - 2 / k) ** k  # chances that one, that two are missing
+    want, variance = k * (1 - one), k * one * (1 - one) + k * (k - 1) * (two - one**2)
+    text = f"a draw holds {different:.2f} different clusters on average, expected {want:.2f}"
+    near = abs(different - want) <= 5 * math.sqrt(variance / len(draws)) + 1e-9
+    require(near, f"{text}: each is drawn independently")
 
 
 @lesson.exercise(
@@ -298,6 +286,7 @@ def draw_clusters(answer: Answer) -> None:
         for clusters in own:
             answer(clusters)  # leaves its argument as it is
         found = answer.probe(probe.calls, [[clusters] for clusters in own] * DRAWS)
+        every = []
         for clusters, got in zip(own, (found[::2], found[1::2]), strict=True):
             rows, each = [_rows(one) for one in got], clusters.tolist()
             require(any(rows), "every draw is empty: return the rows of the labels drawn")
@@ -306,7 +295,9 @@ def draw_clusters(answer: Answer) -> None:
             same = "the same draw each time: draw among all labels, the last too, and set no seed"
             require(k == 1 or any(one != rows[0] for one in rows), same)
             _check_sizes(draws, k)
-            _check_chances(draws, each)
+            _check_shares(draws, each)
+            every += draws
+        _check_independent(every)
 
 
 # ---- 5.5 and 5.6: what moves them ----
@@ -344,8 +335,7 @@ def _wrong_magnitude_gradients(g: Tensor, v: Tensor) -> Wrong:
     norm, dot, length = lengths(v), (g * v).sum(1), lengths(g)
     yield "not divided by the length of the row of V", dot
     yield "divided by the squared length: divide by the length", dot / norm**2
-    cosine = "this is the cosine of equation 8: do not divide by ||gradient||"
-    yield cosine, dot / (norm * length)
+    yield "this is the cosine of equation 8: do not divide by ||gradient||", dot / (norm * length)
     yield "divided by ||gradient||: divide by ||V||", dot / length
     yield "the sign is lost: a magnitude may have to grow or to shrink", dot.abs() / norm
     yield "the sign is wrong: this is the step downhill, not the gradient", -dot / norm
@@ -406,8 +396,7 @@ def _wrong_full(g: Tensor, v: Tensor, magnitude: Tensor) -> Wrong:
     yield matrix, f * (g - v @ v.T @ g / norm**2)
     yield f"{matrix}, and of its norm", f * (g - v @ v.T @ g / whole**2)
     yield f"{matrix}, with its own norms", m / whole * (g - v @ v.T @ g / whole**2)
-    pairs = "gradient V^T pairs each row with all: row by row"
-    yield pairs, f * (g - (g @ v.T / norm**2) @ v)
+    yield "gradient V^T pairs each row with all: row by row", f * (g - (g @ v.T / norm**2) @ v)
     yield "all rows are projected as one: row by row", f * (g - dot.sum() / whole**2 * v)
     columns = "projected column by column (dim=0): there is one norm per row"
     yield columns, f * (g - (g * v).sum(0) / v.norm(dim=0) ** 2 * v)
@@ -444,6 +433,3 @@ split_gradient.example(
 )
 split_gradient.mistakes_of(_wrong_full, part="full")
 split_gradient.mistakes_of(_wrong_removed, part="removed")
-split_gradient.mistake(
-    "the other way round: return full, removed", lambda *args: split_gradient.oracle(*args)[::-1]
-)

@@ -500,7 +500,7 @@ def cost(
         "value": y; "held": bytes that the forward pass leaves behind beside y and the arguments;
         "peak": the most that was alive at once in it; "gradients": one for each of wrt, or None;
         "changed": numbers of the arguments that forward wrote into (if alone), and len(args) where
-        backward wrote into the cotangent.
+        backward wrote into the cotangent; "inference": whether y was made in inference mode.
     """
     leaves = list(args)
     for index in wrt:
@@ -527,6 +527,7 @@ def cost(
         "peak": live.peak,
         "gradients": [leaves[index].grad for index in wrt],
         "changed": changed,
+        "inference": isinstance(value, Tensor) and value.is_inference(),
     }
 
 

@@ -96,6 +96,47 @@ def test_some_draw_tells_all_mistakes_apart(exercise: Spec) -> None:
         assert not any(exercise.alike(value, other) for other in values[:index])
 
 
+def held(form: Function, own: list[Tensor]) -> int:
+    """Bytes of the matrices that autograd saves beside its own tensors and g, each storage once."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _, g = form(*own)
+    existed = {tensor.untyped_storage().data_ptr() for tensor in (*own, g)}
+    storages = [tensor.untyped_storage() for tensor in saved if tensor.ndim == 2]
+    every = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum(count for key, count in every.items() if key not in existed)
+
+
+def lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    return x @ w.T + (2.0 * (x @ a.T)) @ b.T, m
+
+
+def merged(x: Tensor, w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    v = w + 2.0 * (b @ a)
+    g = m / v.detach().norm(dim=1)
+    return x @ (g[:, None] * v).T, g
+
+
+def composed(x: Tensor, w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    g = m / (w + 2.0 * (b @ a)).detach().norm(dim=1)
+    return g * lora(x, w, a, b, m)[0], g
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 8, 2), (2, 3, 2, 5), (7, 40, 6, 3)])
+def test_bytes_of_6_2_are_those_that_autograd_holds(sizes: tuple[int, ...]) -> None:
+    t, i, o, r = sizes
+    own = [torch.randn(*shape) for shape in ((t, i), (o, i), (r, i), (o, r), (o,))]
+    for trained in (own[0], *own[2:]):
+        trained.requires_grad_()
+    oracle = next(exercise for exercise in SPECS if exercise.name == "held_bytes").oracle
+    assert tuple(held(form, own) for form in (lora, merged, composed)) == oracle(*sizes, 4)
+
+
 def derived() -> list[Any]:
     """Every mistake that a spec names, as a wrong answer."""
     found = {}

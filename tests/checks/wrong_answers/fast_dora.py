@@ -61,6 +61,12 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "torch.where(square > 0, square + 1e-10, 0).sqrt()",
             "small",
         ),
+        (
+            "in inference mode",
+            "def factored_norm(",
+            "@torch.inference_mode()\ndef factored_norm(",
+            "made in inference mode: no product with it can be trained",
+        ),
         ("not detached", ".detach()", "", "a gradient runs through the norm"),
         (
             "the factors detached, W not",
@@ -255,6 +261,11 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "number of gra",
         ),
         ("not rounded", "(g * u + bias).to(base.dtype)", "g * u + bias", "y has the dtype of base"),
-        ("sum rounded", "base.to(g.dtype) + low", "(base + low).to(g.dtype)", "y, rounded once"),
+        (
+            "sum rounded",
+            "base.to(g.dtype) + low",
+            "(base + low).to(g.dtype)",
+            "the sum base + low is rounded first",
+        ),
     ],
 }

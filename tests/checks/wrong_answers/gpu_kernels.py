@@ -64,7 +64,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "the other order",
             "itemsize * (product + add + scale + shift), itemsize * fused",
             "itemsize * fused, itemsize * (product + add + scale + shift)",
-            "the order is separate, then fused",
+            "separate: this is fused: keep the order",
         ),
         ("their difference", "scale + shift), itemsize * fused", "scale + shift - fused)", "int"),
     ],

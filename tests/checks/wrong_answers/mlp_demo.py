@@ -255,25 +255,25 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "no names, no copy",
             "    adapted = copy",
             "    if not names:\n        return model.requires_grad_(False)\n    adapted = copy",
-            "all of it is the caller's own",
+            "the caller's model is frozen now: freeze the copy",
         ),
         (
             "the model itself where no name is given",
             "    adapted = copy.deepcopy(model).requires_grad_(False)\n",
             "    if not names:\n        return model\n    adapted = copy.deepcopy(model).requires_grad_(False)\n",
-            "trains, but the copy is frozen",
+            "still trains: the copy is frozen, also where names is empty",
         ),
         (
             "dropout set to 0",
             "    return adapted",
             "    for module in adapted.modules():\n        if isinstance(module, nn.Dropout):\n            module.p = 0.0\n    return adapted",
-            "the copy's dropout is",
+            "the copy's drop.p is 0.0, not 0.25",
         ),
         (
             "dropout in evaluation mode",
             "    return adapted",
             "    for module in adapted.modules():\n        if isinstance(module, nn.Dropout):\n            module.eval()\n    return adapted",
-            "the copy's drop is in evaluation mode",
+            "the copy's drop.training is False, not True",
         ),
         ("no copy", "copy.deepcopy(model)", "model", "the caller's model has adapters now"),
         (
@@ -308,7 +308,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
                 "        if name in names:\n"
                 "            setattr(adapted, name, make(child))"
             ),
-            "may lead to any depth of the model",
+            "a name may lead to any depth",
         ),
         (
             "every linear layer",
@@ -341,7 +341,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "a new layer inside",
             "make(layer)",
             "make(nn.Linear(layer.in_features, layer.out_features))",
-            "the copy's blocks.0.mlp.2.weight has other values",
+            "the copy's blocks.0.mlp.2.base.weight has other values",
         ),
         ("wrapped twice", "make(layer)", "make(make(layer))", "base is already adapted"),
         (
@@ -354,13 +354,13 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "the last one forgotten",
             "for name in names:",
             "for name in names[:-1]:",
-            "blocks.0.mlp.2 is not swapped",
+            "blocks.0.mlp.2 (Linear) is not swapped",
         ),
         (
             "frozen at the end",
             "return adapted",
             "return adapted.requires_grad_(False)",
-            "is frozen too: freeze first",
+            "lora_A of a LoRALinear is frozen: freeze the copy before make",
         ),
         (
             "frozen by name at the end",
@@ -370,7 +370,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
                 '        parameter.requires_grad_("lora_" in name)\n'
                 "    return adapted"
             ),
-            "head.magnitude of a DoRALinear is frozen: freeze before make",
+            "magnitude of a DoRALinear is frozen: freeze the copy before make",
         ),
         (
             "frozen by two adapters' names",
@@ -380,7 +380,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
                 '        parameter.requires_grad_("lora_" in name or "magnitude" in name)\n'
                 "    return adapted"
             ),
-            "head.shift is frozen: freeze before make",
+            "shift of a Shifted is frozen: freeze the copy before make",
         ),
         (
             "nn.Linear layers alone",
@@ -627,7 +627,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "the mode put back as found",
             f"    model.train()\n{_LOOP}    model.eval()\n",
             f"    was = model.training\n    model.train()\n{_LOOP}    model.train(was)\n",
-            "found in training mode, the model is left in it",
+            "the model is left in training mode: end with model.eval()",
         ),
         (
             "the last layer alone",
@@ -755,7 +755,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "training mode afterwards",
             "    model.eval()\n",
             "",
-            "found in training mode, the model is left in it",
+            "the model is left in training mode: end with model.eval()",
         ),
         (
             "evaluation mode of the outermost module",

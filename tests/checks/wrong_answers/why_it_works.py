@@ -115,6 +115,17 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "labels[torch.randint(len(labels), (1,))].repeat(len(labels))",
             "each is drawn independently",
         ),
+        (
+            "seldom one after itself",
+            f"drawn = {_DRAWN}",
+            "picks = [int(torch.randint(len(labels), (1,)))]\n"
+            "    while len(picks) < len(labels):\n"
+            "        pick = int(torch.randint(len(labels), (1,)))\n"
+            "        if pick != picks[-1] or torch.rand(1) < 0.5:\n"
+            "            picks.append(pick)\n"
+            "    drawn = labels[picks]",
+            "each is drawn independently",
+        ),
         ("seed set", "drawn =", "torch.manual_seed(0)\n    drawn =", "the same draw each time"),
         (
             "labels returned",
