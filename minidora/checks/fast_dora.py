@@ -231,15 +231,11 @@ def _nothing_left(answer: Answer) -> None:
     weight = -2.0 * (lora_B @ lora_A)
     short = weight.norm(dim=1).square() < weight.square().sum(1)
     norm = answer(weight[short], lora_A, lora_B[short], 2.0)
-    require(
-        isinstance(norm, Tensor) and bool(norm.isfinite().all()),
-        "NaN where W = -s B A: rounding pushed a square below 0, so stop it at 0",
-    )
+    finite = isinstance(norm, Tensor) and bool(norm.isfinite().all())
+    require(finite, "NaN where W = -s B A: rounding pushed a square below 0, so stop it at 0")
     near = (norm == 0).double().mean()  # a half where the root is taken in some other way
-    require(
-        bool(near > 0.4),
-        f"{norm.min():.1g} where W = -s B A: a square that rounding pushed below 0 counts as 0",
-    )
+    text = f"{norm.min():.1g} where W = -s B A"
+    require(bool(near > 0.4), f"{text}: a square that rounding pushed below 0 counts as 0")
 
 
 @factored_norm.also
@@ -256,10 +252,8 @@ def _small(answer: Answer) -> None:
     answer.case("bytes")
     args = randn(256, 256), randn(2, 256), randn(256, 2), 2.0
     share = answer.probe(cost, list(args), [], randn(256))["peak"] / (4 * 256 * 256)
-    require(
-        share < 0.9,
-        f"it makes {share:.1f} times the bytes of W: nothing of that size, no B A, no W squared",
-    )
+    text = f"it makes {share:.1f} times the bytes of W"
+    require(share < 0.9, f"{text}: nothing of that size, no B A, no W squared")
 
 
 # ---- 6.4: rounding ----
@@ -441,16 +435,12 @@ def _little_held(answer: Answer) -> None:
 
     answer.case("few tokens")
     _, weights = held(2, 64, 48, 2)
-    require(
-        weights < 0.5,
-        f"{weights:.0f} times the bytes of W are held: make nothing of its size, no W' and no B A",
-    )
+    text = f"{weights:.0f} times the bytes of W are held"
+    require(weights < 0.5, f"{text}: make nothing of its size, no W' and no B A")
     answer.case("many tokens")
     outputs, _ = held(512, 6, 32, 2)
-    require(
-        outputs < 1.5,
-        f"{outputs:.0f} tensors of the size of an output are held: one product with g is enough",
-    )
+    text = f"{outputs:.0f} tensors of the size of an output are held"
+    require(outputs < 1.5, f"{text}: one product with g is enough")
 
 
 # ---- 6.6: two passes of one's own ----
@@ -463,39 +453,33 @@ def _expect_gradients(
     base, low, g, _ = args
     dtype, narrow, dy = base.dtype, dy, dy.double()
     u = (base.double() + low.double()).to(dtype)
-    du, d_bias, products = g.double() * dy, dy.sum(0), dy * u.double()
-    d_g = products.sum(0)
-    mean, order = (
-        "a mean: the gradient is the sum over all tokens",
-        "keep the order of the arguments",
-    )
-    paths: Known = [
+    du, products = g.double() * dy, dy * u.double()
+    wants = dict(zip(PARTS, (du.to(dtype), du.to(dtype), products.sum(0), dy.sum(0)), strict=True))
+    mean = "a mean: the gradient is the sum over all tokens"
+    path: Known = [
         (dy, "g is missing: y changes g times as fast"),
         (g.to(dtype) * narrow, "g is rounded: multiply in float32, then round"),
     ]
-    knowns: dict[str, tuple[Tensor, Known]] = {
-        "base": (du.to(dtype), paths),
-        "low": (du.to(dtype), paths),
-        "g": (d_g, [
+    usual: dict[str, Known] = {
+        "base": path,
+        "low": path,
+        "g": [
             ((dy * base.double()).sum(0), "low is missing, u = base + low"),
-            (d_bias, f"this is the gradient of the bias: {order}"),
             (products.mean(0), mean),
             (du.sum(0), "dy is multiplied by g: it is u that g stands beside"),
             ((narrow * u).sum(0), "multiplied or summed in half precision: sum in float32"),
             ((narrow * u).double().sum(0), "multiplied in half precision: dy to float32 first"),
-        ]),
-        "bias": (d_bias, [
-            (du.sum(0), "scaled by g: the bias is added after g"),
-            (d_g, f"this is the gradient of g: {order}"),
-            (dy.mean(0), mean),
-        ]),
-    }  # fmt: skip
+        ],
+        "bias": [(du.sum(0), "scaled by g: the bias is added after g"), (dy.mean(0), mean)],
+    }
+    keep = "keep the order of the arguments"
+    order = [(want, f"this is the gradient of {name}: {keep}") for name, want in wants.items()]
     for name, gradient in zip(names, found, strict=True):
         if name == "bias" and isinstance(gradient, Tensor) and dtype != torch.float32:
-            once = (gradient.double() - d_bias).abs() <= d_bias.abs() / 2**8  # bf16 has 8 digits
+            once = (gradient.double() - wants[name]).abs() <= wants[name].abs() / 2**8  # of bf16
             require(bool(once.all()), "gradient of bias: rounded after each token, not once")
         else:
-            expect_gradient(gradient, knowns[name][0], name, knowns[name][1])
+            expect_gradient(gradient, wants[name], name, [*usual[name], *order])
 
 
 def _run(

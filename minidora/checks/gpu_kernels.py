@@ -490,10 +490,8 @@ def _check_d_m(got: Tensor, dy: Tensor, u: Tensor, g: Tensor, norm: Tensor) -> N
     """One row for each block of tokens."""
     only_first = len(got) > 1 and bool(got[1:].isnan().all())
     require(not only_first, "only row 0 of d_m is written: each block of tokens has its own row")
-    require(
-        not got[:, norm == 0].isnan().any() and not got.isinf().any(),
-        "d_m is not a number where the norm is 0: tl.where puts 0 there",
-    )
+    number = not (got[:, norm == 0].isnan().any() or got.isinf().any())
+    require(number, "d_m is not a number where the norm is 0: tl.where puts 0 there")
     _expect_written(got, (slice(1), slice(8)), "d_m")
 
     def sums(products: Tensor) -> Tensor:

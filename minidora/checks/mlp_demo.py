@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import combinations, pairwise, permutations
@@ -186,7 +186,7 @@ def accuracy(answer: Answer) -> None:
 # ---- 4.2: parts of a dataset ----
 
 
-def _rows(got: Any, sizes: list[int]) -> list[list[int]]:
+def _parts(got: Any, sizes: list[int]) -> list[Tensor]:
     """The row numbers of each part."""
     require(got is not None, NOTHING)
     require(isinstance(got, list | tuple), f"expected a list of tensors, got {kind_of(got)}")
@@ -199,70 +199,70 @@ def _rows(got: Any, sizes: list[int]) -> list[list[int]]:
         wanted = f"expected {size} row{'s' * (size != 1)}, shape ({size},)"
         fits = part.shape == (size,)
         require(fits, f"part {number}: {wanted}, got {tuple(part.shape)}")
-    return [part.tolist() for part in got]
+    return list(got)
 
 
-def _draws(
-    answer: Answer, count: int, sizes: list[int], seeds: Sequence[int]
-) -> list[list[list[int]]]:
-    """The rows of each part, for each seed."""
-    rounds = [[count, sizes, seed] for seed in seeds]
-    return [_rows(got, sizes) for got in answer.probe(probe.calls, rounds)]
+def _draws(answer: Answer, count: int, sizes: list[int], seeds: Sequence[int]) -> list[Tensor]:
+    """The rows of each part, (seeds, size)."""
+    found = answer.probe(probe.calls, [[count, sizes, seed] for seed in seeds])
+    each = zip(*(_parts(got, sizes) for got in found), strict=True)
+    return [torch.stack(part) for part in each]
 
 
-def _expect_disjoint(parts: list[list[int]], count: int) -> None:
-    before: list[int] = []
+def _expect_disjoint(parts: Iterable[Tensor], count: int) -> None:
+    """Refuse parts of one draw that are no parts of count rows."""
+    before: set[int] = set()
     for number, part in enumerate(parts, start=1):
-        outside = [row for row in part if not 0 <= row < count]
+        rows = part.tolist()
+        outside = [row for row in rows if not 0 <= row < count]
         refuse_any(outside, f"there is no row {{}}: they run from 0 to {count - 1}")
-        require(len(set(part)) == len(part), f"a row stands twice in part {number}")
-        both = sorted(set(part) & set(before))
+        require(len(set(rows)) == len(rows), f"a row stands twice in part {number}")
+        both = sorted(before.intersection(rows))
         refuse_any(both, f"row {{}} is in part {number} and in one before: draw once")
-        before += part
+        before.update(rows)
 
 
-def _expect_shuffled(draws: list[list[list[int]]], count: int, sizes: list[int]) -> None:
-    """Refuse draws of a large dataset, one for each seed, that are not from all of its rows."""
-    flat = [[row for part in draw for row in part] for draw in draws]
-    for draw, rows in zip(draws, flat, strict=True):
-        _expect_disjoint(draw, count)
-        (_, most), *_ = Counter((b - a) % count for a, b in pairwise(rows)).most_common()
-        steady = most >= 0.8 * len(rows)
-        require(not steady, "not shuffled: the rows follow one another at a fixed step")
-    first = max(map(max, flat)) < sum(sizes)
+def _expect_shuffled(draws: list[Tensor], count: int) -> None:
+    """Refuse draws of a large dataset that are not from all of its rows."""
+    for parts in zip(*draws, strict=True):
+        _expect_disjoint(parts, count)
+    rows = torch.cat(draws, dim=1)
+    steps = rows.diff() % count
+    usual = steps == steps.mode(dim=1, keepdim=True).values
+    steady = bool((usual.double().mean(dim=1) > 0.8).any())
+    require(not steady, "not shuffled: the rows follow one another at a fixed step")
+    first = rows.max() < rows.shape[1]
     require(not first, "only the first rows are ever drawn: shuffle all of them, then cut")
-    for index, size in enumerate(sizes):
-        middle = sum(sum(draw[index]) for draw in draws) / (len(draws) * size) / count
+    for number, part in enumerate(draws, start=1):
+        middle = abs(float(part.double().mean()) / count - 0.5) < 0.15
         reason = "cut the shuffled order, do not sort it before"
-        text = f"part {index + 1} comes from one end of the file: {reason}"
-        require(abs(middle - 0.5) < 0.15, text)
+        require(middle, f"part {number} comes from one end of the file: {reason}")
 
 
-def _expect_anew(draws: list[list[list[int]]], count: int, seeds: list[int]) -> None:
+def _expect_anew(draws: list[Tensor], count: int, seeds: list[int]) -> None:
     """Refuse unless every two seeds differ in every part."""
-    for (a, one), (b, other) in combinations(zip(seeds, draws, strict=True), 2):
-        for number, (first, second) in enumerate(zip(one, other, strict=True), start=1):
-            shared = len(set(first) & set(second))
+    for number, part in enumerate(draws, start=1):
+        for (a, first), (b, second) in combinations(zip(seeds, part, strict=True), 2):
+            shared = int(torch.isin(first, second).sum())
             text = f"seeds {a} and {b} share {shared} of {len(first)} rows in part {number}"
             require(shared < 0.7 * len(first), f"{text}: each seed draws all parts anew")
-            step = {(y - x) % count for x, y in zip(first, second, strict=True)}
-            require(len(step) > 1, f"seed {b} gives the rows of seed {a}, moved on by {min(step)}")
+            step = ((second - first) % count).unique().tolist()
+            require(len(step) > 1, f"seed {b} gives the rows of seed {a}, moved on by {step[0]}")
 
 
 def _expect_fair(answer: Answer, sizes: list[int]) -> None:
     """Refuse unless, of 5 rows, each and every pair of them gets into every part, of 2 rows."""
     # A right answer misses a pair (1 of 10) in 1000 draws with a probability of 1e-45, and a share
     # by 5 deviations: 1e-6.
-    many = _draws(answer, 5, sizes, range(1000))
-    for index in range(len(sizes)):
-        part = f"part {index + 1}"
-        shares = [sum(row in parts[index] for parts in many) / 1000 for row in range(5)]
+    for number, part in enumerate(_draws(answer, 5, sizes, range(1000)), start=1):
+        shares = [float((part == row).sum()) / len(part) for row in range(5)]
         row, share = max(enumerate(shares), key=lambda each: abs(each[1] - 0.4))
-        text = f"of 5 rows, row {row} is in {part} in {share:.0%} of draws, not 40%"
+        text = f"of 5 rows, row {row} is in part {number} in {share:.0%} of draws, not 40%"
         require(abs(share - 0.4) < 0.08, f"{text}: give each row the same chance")
-        together = {tuple(sorted(parts[index])) for parts in many}
+        together = set(map(tuple, part.sort().values.tolist()))
         never = [pair for pair in combinations(range(5), 2) if pair not in together]
-        refuse_any(never, f"of 5 rows, {{}} are never together in {part}: shuffle each row alone")
+        text = f"of 5 rows, {{}} are never together in part {number}"
+        refuse_any(never, f"{text}: shuffle each row alone")
 
 
 @lesson.exercise(
@@ -275,23 +275,22 @@ def _expect_fair(answer: Answer, sizes: list[int]) -> None:
 )
 def split_rows(answer: Answer) -> None:
     answer.case("sizes")
-    parts = _rows(answer(10, [5, 3, 2], 0), [5, 3, 2])
+    parts = _parts(answer(10, [5, 3, 2], 0), [5, 3, 2])
     answer.case("disjoint")
     _expect_disjoint(parts, 10)
     answer.case("parts of one row, and of none")
     for count, sizes in ((5, [1, 2, 1]), (12, [1, 4, 0, 1, 3]), (1, [1])):
-        _expect_disjoint(_rows(answer(count, sizes, 3), sizes), count)
+        _expect_disjoint(_parts(answer(count, sizes, 3), sizes), count)
     answer.case("random")
-    count = random_size(200, 300)
-    sizes, late = [count // 3, count // 4], random_size(1000, 10**6)
-    seeds = [0, 1, 2, late]
+    count, late = random_size(200, 300), random_size(1000, 10**6)
+    sizes, seeds = [count // 3, count // 4], [0, 1, 2, late]
     draws = _draws(answer, count, sizes, seeds)
-    _expect_shuffled(draws, count, sizes)
-    more = [late + far for far in (1, 2, 10, 256, 1000, 2**16, 10**6, 2**31)]
-    _expect_anew(draws + _draws(answer, count, sizes, more), count, seeds + more)
+    _expect_shuffled(draws, count)
+    seeds += [late + far for far in (1, 2, 10, 256, 1000, 2**16, 10**6, 2**31)]
+    _expect_anew(_draws(answer, count, sizes, seeds), count, seeds)
     answer.case("repeatable")
-    again = _draws(answer, count, sizes, seeds)
-    others = [seed for seed, a, b in zip(seeds, draws, again, strict=True) if a != b]
+    again = zip(seeds, *draws, *_draws(answer, count, sizes, seeds[:4]), strict=False)
+    others = [seed for seed, a, b, *now in again if not all(map(torch.equal, (a, b), now))]
     refuse_any(others, "seed {} gives other rows each time: use seed")
     answer.case("every pair of rows")
     for sizes in ([2, 2], [2]):

@@ -19,6 +19,15 @@ lesson = Lesson(5, "05_why_it_works", closed=("minidora.geometry",))
 # ---- 5.1 and 5.2: how weights move ----
 
 
+def _wrong_means(each: Tensor, columns: int) -> Wrong:
+    """In place of the mean over the rows."""
+    yield "one number per row: take their mean", each
+    yield "this is the sum: take the mean over the rows", each.sum()
+    yield "the wrong k: it counts the rows, one per output", each.sum() / columns
+    yield "the largest of all rows: take the mean", each.amax()
+    yield "the median of all rows: take the mean", each.quantile(0.5)
+
+
 @spec(
     lesson,
     "5.1",
@@ -45,16 +54,12 @@ def _wrong_delta_magnitudes(w: Tensor, w0: Tensor) -> Wrong:
     yield "this is how long W - W0 is: compare the length of a row with what it was", turned.mean()
     columns = (w.norm(dim=0) - w0.norm(dim=0)).abs()
     yield "one norm per input (dim=0): there is one magnitude per output neuron", columns.mean()
-    yield "one number per row: take their mean", moved.abs()
+    yield from _wrong_means(moved.abs(), w.shape[1])
     yield "one number per row: take the mean of their absolute values", moved
-    yield "this is the sum: take the mean over the rows", moved.abs().sum()
-    yield "the wrong k: it counts the rows, one per output", moved.abs().sum() / w.shape[1]
     yield "one norm for the whole matrix: there is one per row", (w.norm() - w0.norm()).abs()
     yield "these are squares: equation 3 has absolute values", moved.square().mean()
     yield "the root of mean squares: equation 3 has |m - m0|", moved.square().mean().sqrt()
     yield "a relative change: equation 3 does not divide by m0", (moved.abs() / before).mean()
-    yield "the largest change: take the mean", moved.abs().amax()
-    yield "the median change: take the mean", moved.abs().quantile(0.5)
     yield "the mean change of an entry: compare lengths of rows", (w - w0).abs().mean()
 
 
@@ -97,9 +102,7 @@ def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
     yield "cosines of columns (dim=0): one direction per output neuron", 1 - columns.mean()
     whole = (w * w0).sum() / (w.norm() * w0.norm())
     yield "one cosine for the whole matrix: row by row", 1 - whole
-    yield "one number per row: take their mean", 1 - cos
-    yield "this is the sum: take the mean over the rows", (1 - cos).sum()
-    yield "the wrong k: it counts the rows, one per output", (1 - cos).sum() / w.shape[1]
+    yield from _wrong_means(1 - cos, w.shape[1])
     yield "|cos| takes a reversed row for one that did not move: keep signs", 1 - cos.abs().mean()
     yield "cos is squared: equation 4 has 1 - cos", 1 - cos.square().mean()
     yield "the products are not divided by both lengths", 1 - (w * w0).sum(1).mean()
@@ -108,7 +111,6 @@ def _wrong_delta_directions(w: Tensor, w0: Tensor) -> Wrong:
     yield "this is the angle: equation 4 has 1 - cos", cos.clamp(-1, 1).acos().mean()
     distance = (u - u0).norm(dim=1).mean()
     yield "this is the distance of the directions: 1 - cos is wanted", distance
-    yield "the largest of all rows: take the mean", (1 - cos).amax()
     towards = (change * u0).sum(1) / lengths(change)
     yield "the cosine of W - W0 and W0: compare the direction of W with W0's", 1 - towards.mean()
 
