@@ -20,6 +20,7 @@ from minidora.checks.expect import (
     random_size,
     require,
     same,
+    type_name,
 )
 from minidora.checks.oracle import Wrong
 from minidora.checks.spec import spec
@@ -200,9 +201,9 @@ def _check_parts(answer: Answer, a: Tensor) -> None:
     parts = expect_parts(answer(a), ("hi", "lo"))
     for part, name, want, known in zip(parts, ("hi", "lo"), (hi, lo), (of_hi, of_lo), strict=True):
         expect(part, want, known, name)
-        kind = str(part.dtype).removeprefix("torch.")
-        right = part.dtype == torch.bfloat16
-        require(right, f"{name} is {kind}: both parts are bfloat16, for the tensor cores")
+        kind = type_name(part.dtype)
+        message = f"{name} is {kind}: both parts are bfloat16, for the tensor cores"
+        require(part.dtype == torch.bfloat16, message)
 
 
 @lesson.exercise(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minidora.checks.exercise import Answer, Lesson, kind_of
-from minidora.checks.expect import NOTHING, expect, expect_parts, randn, require
+from minidora.checks.expect import NOTHING, expect, expect_parts, randn, require, type_name
 from minidora.checks.oracle import Wrong, lengths, signed
 from minidora.checks.spec import spec
 from minidora.runner import probe
@@ -215,7 +215,7 @@ def _rows(got: Any) -> list[int]:
         return list(got)
     require(isinstance(got, Tensor), f"expected a tensor of row numbers, got {kind_of(got)}")
     whole = got.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    kind = f"{str(got.dtype).removeprefix('torch.')} of shape {tuple(got.shape)}"
+    kind = f"{type_name(got.dtype)} of shape {tuple(got.shape)}"
     plain = got.ndim == 1 and whole and not got.is_meta and got.layout == torch.strided
     require(plain, f"row numbers are whole numbers in one axis, got {kind}")
     return [int(row) for row in got.tolist()]
