@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidora.lora import LoRALinear
@@ -215,7 +214,8 @@ def correlation(
     for names in zip(*clusters, strict=True):  # of one kind: the seeds, then the layers
         kinds = {name: k for k, name in enumerate(dict.fromkeys(names))}
         drawn = torch.randint(len(kinds), (resamples, len(kinds)), generator=generator)
-        times = F.one_hot(drawn, len(kinds)).sum(1)  # (resamples, kinds)
+        times = torch.zeros(resamples, len(kinds), dtype=torch.float64)
+        times.scatter_add_(1, drawn, torch.ones_like(times))
         weights *= times[:, [kinds[name] for name in names]]
     draws = _pearson(weights @ sums)
     draws = draws[draws.isfinite()]  # a draw may hold one cluster alone, whose points do not vary
