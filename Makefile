@@ -19,6 +19,8 @@ MISSING := $(shell $(BIN)/python -c '' 2>/dev/null && \
 
 # The packages come from .venv alone, whatever this shell or a pip configuration says.
 unexport PYTHONPATH PYTHONHOME
+# Without bytecode on disk, each process compiles torch anew: three times as long to import it.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
@@ -46,13 +48,13 @@ test: $(DEV) ## every check: style, types, imports, tests, and every notebook ru
 
 quick: $(DEV) ## what to run while working: style, types, imports and the fast tests
 	$(static)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -p no:nbval -n 2 --dist worksteal -m 'not slow'
 
 gpu: $(DEV) ## measure layers and a LLaMA-7B on a CUDA GPU, in six minutes, into runs/gpu/
 	$(BIN)/python -m minidora.evidence.gpu $(ARGS)
 
 test-browser: $(DEV) ## every lesson in JupyterLab and Chromium; screenshots in build/browser/
-	$(BIN)/python -m pytest tests/browser $(ARGS)
+	$(BIN)/python -m pytest -p no:nbval tests/browser $(ARGS)
 
 test-oldest: ## tests and notebooks with the oldest versions that pyproject.toml allows
 	$(MAKE) VENV=.venv-oldest RESOLUTION='--resolution lowest-direct' suite
@@ -84,7 +86,7 @@ endef
 
 # Nothing fails by the clock: a cell that has not ended after half an hour hangs.
 define suite
-$(BIN)/python -m pytest -n 2 --dist worksteal
+$(BIN)/python -m pytest -p no:nbval -n 2 --dist worksteal
 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 	--nbval-cell-timeout=1800 notebooks solutions
 endef
