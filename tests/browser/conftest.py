@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from jupyter_server import ROOT, Server, running
 
-from minidora.doctor import install
+from minidora_command import load
 
 MISSING = [
-    (("playwright", "axe_playwright_python"), install("-e '.[browser]'")),
+    (("playwright", "axe_playwright_python"), load("doctor").install("-e '.[browser]'")),
     (("chromium",), "apt install chromium"),
 ]
 

@@ -174,7 +174,7 @@ def test_the_wheel_holds_the_package_and_the_command(tmp_path):
 def test_what_the_browser_tests_lack_is_one_command(tmp_path):
     """Without Chromium, and perhaps without Playwright: it ends before anything is started."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/browser", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-pno:nbval", "-pno:cacheprovider", "tests/browser"],
         cwd=ROOT,
         env=os.environ | {"PATH": str(tmp_path)},
         capture_output=True,
