@@ -196,7 +196,10 @@ def test_all_linear_asks_where_the_head_is_not_clear() -> None:
     assert select_targets(nn.ModuleDict(layers), ".*") == ["fc", "out"]
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential, torch.compile])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda model: model, nn.Sequential, pytest.param(torch.compile, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     ("kind", "head"),
     [
@@ -661,14 +664,3 @@ def test_p21_meta_device_and_training_mode_are_kept() -> None:
     assert count_parameters(model).trainable == sum(
         2 * (i + o) + o for i, o in [(8, 8), (8, 4), (8, 12)] * 2
     )
-
-
-@pytest.mark.slow
-def test_importing_minidora_stays_light() -> None:
-    import subprocess
-    import sys
-
-    heavy = "matplotlib torchvision sklearn ipywidgets IPython rich typer scipy"
-    code = f"import minidora, sys; print([m for m in {heavy.split()} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"

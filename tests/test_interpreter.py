@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import nbformat
 import pytest
 import torch
 from answers import EXERCISES, answer
+from fresh import python
 from nbclient import NotebookClient
 
 from minidora import checks, dora, interpreter
@@ -36,14 +35,6 @@ def without_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return dict(os.environ)
-
-
-def python(code: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 KERNEL = """

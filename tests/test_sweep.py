@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh import python
 from scipy import stats
 
 from minidora import sweep
@@ -247,10 +248,8 @@ except RuntimeError as error:
 """
     settings = json.loads((settled / "grid.json").read_text())
     with hold(settled, settings, TINY.runs, 0, 1):
-        second = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-    assert second.stdout.startswith(f"another process is at work in {settled}")
+        second = python(code)
+    assert second.startswith(f"another process is at work in {settled}")
 
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:

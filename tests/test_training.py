@@ -3,12 +3,11 @@
 import copy
 import math
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from fresh import run
 from torch import nn
 
 import minidora
@@ -456,21 +455,18 @@ def test_progress_bar_shows_or_hides(
 ) -> None:
     assert list(progress_bar(range(3), "seeds", show=False)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
-    code = "from minidora.training import progress_bar; list(progress_bar(range(3), 'seeds'))"
+    # tqdm, which torch brings along, reads the environment when it is imported: once more, then.
+    code = "import sys; [sys.modules.pop(name) for name in list(sys.modules) if 'tqdm' in name]; "
+    code += "from minidora.training import progress_bar; list(progress_bar(range(3), 'seeds'))"
     in_notebook = f"import ipykernel; {code}"  # text, and not on stderr, which looks like a warning
     for source, disable, out, err in (
         (code, "", False, True),
         (code, "1", False, False),
         (in_notebook, "", True, False),
     ):
-        run = subprocess.run(
-            [sys.executable, "-c", source],
-            env={**os.environ, "TQDM_DISABLE": disable},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert ("seeds: 100%" in run.stdout, "seeds: 100%" in run.stderr) == (out, err), run
+        done = run(source, {**os.environ, "TQDM_DISABLE": disable})
+        assert done.returncode == 0, done.stderr
+        assert ("seeds: 100%" in done.stdout, "seeds: 100%" in done.stderr) == (out, err), done
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:

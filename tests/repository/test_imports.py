@@ -1,9 +1,7 @@
 """What an import pulls in. Who may import whom is held by import-linter (pyproject.toml)."""
 
-import subprocess
-import sys
-
 import pytest
+from fresh import python
 
 PROGRAM = """
 import sys
@@ -18,14 +16,7 @@ print(*sorted(name for name in new if name.startswith("torch")))
 
 def pulled_in(first: str, then: str) -> tuple[list[str], list[str]]:
     """Packages that `then` adds to those of `first`, and the modules of torch among them."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(first=first, then=then)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    packages, modules = done.stdout.splitlines()
+    packages, modules = python(PROGRAM.format(first=first, then=then)).splitlines()
     return packages.split(), modules.split()
 
 
@@ -42,6 +33,12 @@ def test_minidora_needs_torch_alone():
     # Parts of torch that come at their first use; torch 2.6's checkpoint brings its own sympy.
     assert set(packages) - {"mpmath", "sympy"} == {"minidora", "torch"}
     assert "torch._dynamo" not in modules  # seconds, and sympy with it
+
+
+def test_torch_and_minidora_together_stay_light():
+    heavy = "matplotlib torchvision sklearn ipywidgets IPython rich typer scipy"
+    code = f"import minidora, sys; print([m for m in {heavy.split()} if m in sys.modules])"
+    assert python(code).strip() == "[]"
 
 
 @pytest.mark.parametrize("statement", ["from minidora import checks", "import minidora.checks"])
