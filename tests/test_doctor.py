@@ -162,6 +162,7 @@ def run_doctor(*stand_ins):
     )
 
 
+@pytest.mark.slow
 def test_the_command_speaks_when_torch_is_broken(tmp_path):
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open')")
     done = run_doctor(tmp_path)

@@ -23,6 +23,7 @@ from minidora.dora import Compose, dora_weight, factored_norm, magnitude_over_no
 
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float64, torch.float32, *HALF]
+SLOW_BF16 = pytest.param(torch.bfloat16, marks=pytest.mark.slow)
 
 
 def perturb(layer: DoRALinear, spread: float = 0.2) -> DoRALinear:
@@ -571,7 +572,7 @@ def test_an_unfrozen_base_is_trained_too() -> None:
     torch.testing.assert_close(ours, torch.autograd.grad(closed.pow(2).sum(), leaves))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, SLOW_BF16])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_p27_compiles_whole(dtype: torch.dtype, recompute: bool) -> None:
     layer = make(24, 40, 6, dtype)
@@ -589,7 +590,7 @@ def test_p27_compiles_whole(dtype: torch.dtype, recompute: bool) -> None:
         assert (got - want).norm() <= tolerance * want.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, SLOW_BF16])
 @pytest.mark.parametrize("cached", [False, True])
 def test_p27_compiles_whole_without_gradients(dtype: torch.dtype, cached: bool) -> None:
     layer = make(24, 40, 6, dtype).eval()

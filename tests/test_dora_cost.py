@@ -47,7 +47,14 @@ def held_and_peak(layer: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
     return held, watch.peak
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        *(pytest.param(dtype, marks=pytest.mark.slow)
+          for dtype in (torch.float64, torch.bfloat16, torch.float16)),
+    ],
+)  # fmt: skip
 def test_p26_held_for_backward(dtype: torch.dtype) -> None:
     lora, dora = layers(dtype)
     output = TOKENS * OUT * dtype.itemsize
@@ -58,6 +65,7 @@ def test_p26_held_for_backward(dtype: torch.dtype) -> None:
     assert output <= dora_held - lora_held <= output + 3 * OUT * 8
 
 
+@pytest.mark.slow
 def test_p26_recompute_holds_no_more_than_lora() -> None:
     lora, dora = layers(torch.float32)
     dora.recompute = True

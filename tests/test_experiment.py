@@ -300,6 +300,7 @@ def test_bad_search(task: Task) -> None:
             compare(seeds)
 
 
+@pytest.mark.slow
 def test_tuning_many_tasks_is_tuning_each(task: Task) -> None:
     tasks = [task, make_task(IMAGES, "half turn", seed=1)]
     rates = (0.001, 0.002, 0.004)  # too low, so the grid grows
@@ -337,6 +338,7 @@ def small_comparison() -> Comparison:
     )
 
 
+@pytest.mark.slow
 def test_compare_repeats_and_keeps_the_seeds_apart() -> None:
     first, again = small_comparison(), small_comparison()
     assert first == again
@@ -349,6 +351,7 @@ def test_compare_repeats_and_keeps_the_seeds_apart() -> None:
     assert max(first.shifted) < 60 < min(first.original)
 
 
+@pytest.mark.slow
 def test_demo_prints_the_table_and_writes_the_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

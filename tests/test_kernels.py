@@ -76,7 +76,7 @@ def test_norm_equals_float64(dtype: torch.dtype, size: float, shape: tuple[int, 
     torch.testing.assert_close(norm.double(), exact_norm(weight, A, B, 4 / 3), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_float32_cannot_give(dtype: torch.dtype, large: bool) -> None:
     """Nearly cancelled to several degrees, zero, tiny, huge; tiny A beside huge B."""
@@ -368,9 +368,14 @@ def test_a_start_is_the_one_that_triton_would_choose(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "90", "100"])
-def test_every_kernel_compiles_without_spills(capability: str, tmp_path: Path) -> None:
-    """In a process of its own, without a GPU; what is left in memory would be STACK or LOCAL."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+def test_every_kernel_compiles_without_spills(capability: str, pytestconfig: pytest.Config) -> None:
+    """In a process of its own, without a GPU; what is left in memory would be STACK or LOCAL.
+
+    Triton keeps what it compiled, by the kernels' source, for the next run of this test.
+    """
+    assert pytestconfig.cache is not None
+    compiled = str(pytestconfig.cache.mkdir("triton"))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": compiled}
     program = [sys.executable, str(Path(__file__).with_name("compile_kernels.py")), capability]
     done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
     unknown = ("sm_100", "computeCapability not supported")  # the assembler, the compiler

@@ -395,6 +395,7 @@ def test_a_kind_of_module_equals_the_closed_form(kind: str, method: str) -> None
         check([kind], method, seed=0)
 
 
+@pytest.mark.slow
 @settings(
     deadline=None,
     derandomize=True,

@@ -329,7 +329,15 @@ def test_usual_mistake_is_refused(make: Function, exercise: Spec, says: str) -> 
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=name)
-@pytest.mark.parametrize("setting", ["meta device", "no gradients", "float64", "inference"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "meta device",
+        "float64",
+        pytest.param("no gradients", marks=pytest.mark.slow),
+        pytest.param("inference", marks=pytest.mark.slow),
+    ],
+)
 def test_right_answer_passes_whatever_a_notebook_has_set(exercise: Exercise, setting: str) -> None:
     solution = answer(exercise)
     try:

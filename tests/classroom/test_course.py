@@ -90,22 +90,37 @@ def test_markers_out_of_order_are_refused(source: str) -> None:
         authoring.with_stubs(source, "exercise 9.9: x")
 
 
+FORGET = """
+import builtins as _kept
+_kept.__dict__.setdefault("known", {*globals()})
+for _name in {*globals()} - _kept.known:
+    if not _name.startswith("_"):
+        del globals()[_name]
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson", checks.LESSONS.values(), ids=lambda lesson: lesson.name)
-def test_exercise_notebook_runs_through_with_not_started_alone(lesson: Any) -> None:
-    notebook = nbformat.read(ROOT / "exercises" / f"{lesson.name}.ipynb", as_version=4)
-    NotebookClient(notebook, allow_errors=True, record_timing=False).execute()
-    errors = [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if output.output_type == "error"
-    ]
-    assert [error.ename for error in errors] == ["NotStarted"] * len(lesson.exercises)
-    for error in errors:
-        assert len(error.traceback) == 1, "one line, without the stack"
-        assert len(error.traceback[0]) <= WIDTH
+def test_exercise_notebooks_run_through_with_not_started_alone() -> None:
+    """One after the other in one kernel, which forgets the names of a lesson before the next."""
+    parts = {}
+    for lesson in checks.LESSONS.values():
+        notebook = nbformat.read(ROOT / "exercises" / f"{lesson.name}.ipynb", as_version=4)
+        parts[lesson.name] = notebook.cells
+    cells = [cell for part in parts.values() for cell in (nbformat.v4.new_code_cell(FORGET), *part)]
+    whole = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+    NotebookClient(whole, allow_errors=True, record_timing=False).execute()
+    for lesson in checks.LESSONS.values():
+        errors = [
+            output
+            for cell in parts[lesson.name]
+            if cell.cell_type == "code"
+            for output in cell.outputs
+            if output.output_type == "error"
+        ]
+        assert [error.ename for error in errors] == ["NotStarted"] * len(lesson.exercises)
+        for error in errors:
+            assert len(error.traceback) == 1, "one line, without the stack"
+            assert len(error.traceback[0]) <= WIDTH
 
 
 # ---- A learner's folder ----

@@ -23,6 +23,7 @@ def minidora(*words: str) -> Result:
     return CliRunner().invoke(app, ["experiment", *words])
 
 
+@pytest.mark.slow
 def test_runs_goes_on_and_reports(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
     done = minidora("run", *SMALL, "--seeds", "2", "--out", str(out))
@@ -57,6 +58,7 @@ def test_both_forms_are_one(tmp_path: Path) -> None:
     assert [(row["seed"], row["magnitude_rate"]) for row in rows] == [(7, 3.0), (9, 3.0)]
 
 
+@pytest.mark.slow
 def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
     done = minidora(*SMALL, "--seeds", "1", "--out", str(tmp_path / "x"), "--dry-run")
     assert done.exit_code == 0, done.output

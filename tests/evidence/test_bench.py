@@ -15,18 +15,21 @@ from minidora.evidence import bench, bench_tables
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "benchmarks").glob("*.json"))
 CASE = bench.Case(192, 160, 4)
+SMALL = bench.SMALL_CASES[0]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(scope="module")
 def report() -> bench.Report:
-    return bench.run([CASE], torch.device("cpu"), budget=0.0)
+    return bench.run([CASE, SMALL], torch.device("cpu"), budget=0.0)
 
 
 def rows(report: bench.Report, work: str) -> dict[str, bench.Result]:
-    return {row.contender: row for row in report.results if row.work == work}
+    """Those of CASE, by contender."""
+    return {row.contender: row for row in report.results if (row.case, row.work) == (CASE, work)}
 
 
+@pytest.mark.slow
 def test_every_contender_is_timed_and_counted(report: bench.Report) -> None:
     step, token = rows(report, "training step"), rows(report, "one token")
     everywhere = {
@@ -42,12 +45,10 @@ def test_every_contender_is_timed_and_counted(report: bench.Report) -> None:
 
 
 @pytest.mark.slow
-def test_small_layers_are_timed_in_both_precisions() -> None:
-    small = bench.SMALL_CASES[0]
+def test_small_layers_are_timed_in_both_precisions(report: bench.Report) -> None:
     assert set(bench.SMALL_CASES) <= set(bench.CPU_CASES)
-    report = bench.run([CASE, small], torch.device("cpu"), budget=0.0)
-    assert {row.case for row in report.results if row.dtype == "bfloat16"} == {small}
-    assert {row.case for row in report.results if row.dtype is None} == {CASE, small}
+    assert {row.case for row in report.results if row.dtype == "bfloat16"} == {SMALL}
+    assert {row.case for row in report.results if row.dtype is None} == {CASE, SMALL}
     assert {row.contender for row in report.results if row.dtype} == set(bench.NAMES) & {
         row.contender for row in report.results
     }
@@ -56,6 +57,7 @@ def test_small_layers_are_timed_in_both_precisions() -> None:
     assert rows == ["| 192, 160, 4", "| 64, 64, 4", "| 64, 64, 4 (bf16)"]
 
 
+@pytest.mark.slow
 def test_bytes_held_follow_the_arithmetic(report: bench.Report) -> None:
     step = rows(report, "training step")
     output, hidden = 4 * 160 * 192, 4 * 160 * 4
@@ -96,6 +98,7 @@ def test_one_token_is_compared_too(wrong: str, monkeypatch: pytest.MonkeyPatch) 
     assert [tokens for _, tokens in seen] == [160, 1]
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_compared_before_they_are_timed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

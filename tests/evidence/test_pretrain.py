@@ -154,9 +154,15 @@ def test_full_gradient_dora_differs_from_dora_in_the_norm_alone() -> None:
     assert not torch.allclose(*gradients, rtol=1e-2)
 
 
+@pytest.fixture
+def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [encode("abcdefgh" * n) for n in (40, 20, 20)]
+    monkeypatch.setattr(pretrain, "texts", lambda name: pieces)
+
+
 @pytest.mark.slow
 def test_runs_resume_and_keep_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_text: None
 ) -> None:
     monkeypatch.setattr(pretrain, "STEPS", 2)
     monkeypatch.setattr(pretrain, "RECORD_AT", (1, 2))
@@ -204,10 +210,10 @@ def test_best_rates_takes_the_lowest_mean_over_tuning_seeds() -> None:
 
 
 @pytest.mark.slow
-def test_both_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_commands_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_text: None
+) -> None:
     """Whole, on little text and with few steps: tuning first, then the rest at its rates."""
-    pieces = [encode("abcdefgh" * n) for n in (40, 20, 20)]
-    monkeypatch.setattr(pretrain, "texts", lambda name: pieces)
     monkeypatch.setattr(pretrain, "ProcessPoolExecutor", InProcess)
     for name, value in {
         "STEPS": 1, "RECORD_AT": (1,), "PRETRAIN_STEPS": 40, "TUNING_SEEDS": (100,),

@@ -43,6 +43,7 @@ def test_a_step_is_counted_in_both_passes() -> None:
     assert full.held == 4 * OUT * IN  # the new weight, for the gradient of x
 
 
+@pytest.mark.slow
 def test_a_step_makes_its_gradients_anew() -> None:
     """Gradients left by an earlier step would be added to, and not be made by this one."""
     for leaf in (x, A, B):

@@ -77,6 +77,7 @@ def test_a_card_has_the_article_that_is_spoken(need, said):
     check(plots.gpu_fit({"M": {"full": need * GB}}), f"{said} GB card has room")
 
 
+@pytest.mark.slow
 def test_memory_explorer_draws_the_parts_beside_the_cards():
     figure = plots.memory_explorer()
     check(figure, "LLaMA-7B, DoRA of rank 32, bfloat16, adamw (foreach): fits a 16 GB card")

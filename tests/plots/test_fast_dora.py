@@ -20,6 +20,7 @@ def counted(forward: Callable[[Tensor], Tensor], tokens: int, in_features: int) 
     return count_flops(lambda: torch.autograd.backward([forward(x).sum()]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "in_", "out", "rank"), [(160, 144, 160, 8), (1, 260, 256, 4)])
 def test_step_flops_are_what_is_counted(tokens: int, in_: int, out: int, rank: int) -> None:
     """Of layers too large for is_small: a smaller W is built, which takes other FLOPs."""
