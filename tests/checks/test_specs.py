@@ -387,35 +387,101 @@ def test_odd_value_gets_a_sentence(exercise: Exercise) -> None:
         assert str(caught.value).startswith(exercise.number)
 
 
-# ---- Checks by hand ----
-
-BY_HAND = [e for e in EXERCISES if not isinstance(e, Spec) and e.name != "freeze_base"]
+# ---- Checks by hand: the same mistakes, as far as they can be made from the solution ----
 
 
-@pytest.mark.parametrize("exercise", BY_HAND, ids=name)
-def test_what_is_printed_and_not_returned_is_refused(exercise: Exercise) -> None:
-    solution = answer(exercise)
-    if not isinstance(solution, type):
-        refusal(exercise, lambda *args: (solution(*args), None)[1])
-        return
+def first_value(solution: Function, exercise: Exercise) -> Function:
+    """By heart: whatever it is asked, it gives what was right the first time."""
+    store: list[Any] = []
 
-    class Printed(solution):  # type: ignore[misc, valid-type]
-        @staticmethod
-        def forward(*args: Any) -> None:
-            solution.forward(*args)
+    def wrong(*args: Any) -> Any:
+        if not store:
+            store.append(solution(*args))
+        return store[0]
 
-    refusal(exercise, Printed)
+    return wrong
+
+
+def sizes(args: Any) -> list[Any]:
+    return [getattr(arg, "shape", len(arg) if isinstance(arg, list) else None) for arg in args]
+
+
+def kept_by_size(solution: Function, exercise: Exercise) -> Function:
+    store: dict[str, Any] = {}
+
+    def wrong(*args: Any) -> Any:
+        key = str(sizes(args))
+        if key not in store:
+            store[key] = solution(*args)
+        return store[key]
+
+    return wrong
+
+
+def first_size(solution: Function, exercise: Exercise) -> Function:
+    first: list[Any] = []
+
+    def wrong(*args: Any) -> Any:
+        first.append(sizes(args))
+        assert first[-1] == first[0], "another size"
+        return solution(*args)
+
+    return wrong
+
+
+def into_arguments(solution: Function, exercise: Exercise) -> Function:
+    """Changes its last argument that is a tensor or a list."""
+
+    def wrong(*args: Any) -> Any:
+        value = solution(*each(args, torch.clone))
+        last = [arg for arg in args if isinstance(arg, Tensor | list)][-1]
+        with torch.no_grad():
+            last.reverse() if isinstance(last, list) else last.mul_(2)
+        return value
+
+    return wrong
+
+
+BY_HAND = {e.name: e for e in EXERCISES if not isinstance(e, Spec)}
+ALL_BY_HAND = [e for e in BY_HAND.values() if not e.triton]
+PLAIN = [e for e in ALL_BY_HAND if not isinstance(answer(e), type)]
+OF_TENSORS = [BY_HAND[name] for name in ("round_once", "split_float32")]
+HALVES = [*OF_TENSORS, BY_HAND["compose_function"]]
+SIZED = [e for e in ALL_BY_HAND if e.name not in (
+    "init_lora", "split_rows", "adapted_copy", "freeze_base")]  # fmt: skip
+GIVEN = [e for e in SIZED if e.name != "train"] + [BY_HAND["split_rows"], BY_HAND["adapted_copy"]]
+BY_HAND_GENERIC: list[tuple[Function, list[Exercise], str]] = [
+    (printed, [e for e in ALL_BY_HAND if e.name != "freeze_base"], ""),
+    (first_value, [e for e in ALL_BY_HAND if e.name != "freeze_base"], ""),
+    (kept_by_size, SIZED, ""),
+    (first_size, [*SIZED, BY_HAND["split_rows"]], ""),
+    (into_arguments, GIVEN, "it changes "),
+    (always_float32, HALVES, ""),
+    (on_the_cpu, HALVES, "works on a CPU only"),
+    (through_numpy, OF_TENSORS, ""),
+    (contiguous, OF_TENSORS, "your code raised"),
+    (detached, [BY_HAND["round_once"]], "no gradient reaches"),
+    (without_gradients, PLAIN, "it changes whether gradients are recorded"),
+    (hooked, ALL_BY_HAND, "it changes the hooks of all modules"),
+]
 
 
 @pytest.mark.parametrize(
-    "exercise", [e for e in BY_HAND if not (e.triton or isinstance(answer(e), type))], ids=name
+    ("make", "exercise", "says"),
+    [(make, exercise, says) for make, some, says in BY_HAND_GENERIC for exercise in some],
+    ids=lambda value: getattr(value, "number", None) or getattr(value, "__name__", ""),
 )
-def test_gradients_switched_off_for_good_are_refused(exercise: Exercise) -> None:
+def test_usual_mistake_in_a_check_by_hand_is_refused(
+    make: Function, exercise: Exercise, says: str
+) -> None:
     solution = answer(exercise)
-
-    def wrong(*args: Any) -> Any:
-        value = solution(*args)
-        torch.set_grad_enabled(False)
-        return value
-
-    assert "it changes whether gradients are recorded" in str(refusal(exercise, wrong))
+    if isinstance(solution, type):  # an autograd.Function
+        forward = staticmethod(make(solution.forward, exercise))
+        wrong: Any = type(solution.__name__, (solution,), {"forward": forward})
+    else:
+        wrong = make(solution, exercise)
+    try:
+        assert says in str(refusal(exercise, wrong))
+    finally:
+        while handles:
+            handles.pop().remove()
