@@ -69,14 +69,6 @@ adam_bytes.mistakes_of(_wrong_bytes)
 # ---- 1.2: adapters ----
 
 
-def _adapter_tensors(shapes: Shapes, rank: int) -> tuple[list[Tensor], list[Tensor]]:
-    """lora_A and lora_B of every layer, and its magnitude: shapes without data, to be counted."""
-    with torch.device("meta"):
-        factors = [torch.empty(rank, in_) for _, in_ in shapes]
-        factors += [torch.empty(out, rank) for out, _ in shapes]
-        return factors, [torch.empty(out) for out, _ in shapes]
-
-
 def _numbers(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
@@ -99,7 +91,10 @@ def _layers() -> Shapes:
     draw={"shapes": _layers, "rank": lambda: random_size(2, 13)},
 )
 def adapter_parameters(shapes: Shapes, rank: int) -> tuple[int, int]:
-    factors, magnitudes = _adapter_tensors(shapes, rank)
+    with torch.device("meta"):  # shapes without data, to be counted
+        factors = [torch.empty(rank, in_) for _, in_ in shapes]
+        factors += [torch.empty(out, rank) for out, _ in shapes]
+        magnitudes = [torch.empty(out) for out, _ in shapes]
     return _numbers(factors), _numbers(factors + magnitudes)
 
 
@@ -118,10 +113,8 @@ def _wrong_lora(shapes: Shapes, rank: int) -> Wrong:
     yield "magnitudes are DoRA's: LoRA trains A and B alone", rank * (outs + ins) + outs
     yield "these are the layers themselves", sum(out * in_ for out, in_ in shapes)
     yield "one layer of all sums together: add up layer by layer", outs * ins
-    yield (
-        "the rank is cut to a layer's smallest side: A and B have the rank that is asked for",
-        sum(min(rank, out, in_) * (out + in_) for out, in_ in shapes),
-    )
+    cut = sum(min(rank, out, in_) * (out + in_) for out, in_ in shapes)
+    yield "the rank is cut to a layer's smallest side: A and B have the rank that is asked for", cut
 
 
 def _wrong_dora(shapes: Shapes, rank: int) -> Wrong:
@@ -263,14 +256,9 @@ def _wrong_state(model: nn.Module) -> Wrong:
     yield "three numbers a parameter, but Adam keeps two, m and v", 3 * once + steps
     yield "frozen parameters have none", 2 * _bytes(every) + 4 * len(every)
     yield "a frozen tensor has no step counter", 2 * once + 4 * len(every)
-    yield (
-        "float32 moments, but they have the dtype of their parameter",
-        8 * _numbers(trained) + steps,
-    )
-    yield (
-        "a step counter for each number, but there is one for each tensor",
-        2 * once + 4 * _numbers(trained),
-    )
+    numbers = 4 * _numbers(trained)
+    yield "float32 moments, but they have the dtype of their parameter", 2 * numbers + steps
+    yield "a step counter for each number, but there is one for each tensor", 2 * once + numbers
     yield "the step counter is a float32: 4 bytes", 2 * once + 2 * steps
     yield "a tied weight counts once", 2 * _bytes(twice) + 4 * len(twice)
 
@@ -450,10 +438,9 @@ def _name_what_is_counted(answer: Answer) -> None:
     require(max(map(abs, beside)) > 0.01, on_top)
     for way, (each, own) in counted.items():
         of_base, of_adapters = _wrong_counts(way)
-        expect_number(
-            own, WAYS[way][1], of_adapters, f"{way}, bytes a number in the adapters", 0.01
-        )
-        expect_number(each, WAYS[way][0], of_base, f"{way}, bytes a parameter", 0.01)
+        right, right_own = WAYS[way]
+        expect_number(own, right_own, of_adapters, f"{way}, bytes a number in the adapters", 0.01)
+        expect_number(each, right, of_base, f"{way}, bytes a parameter", 0.01)
     needs = _needs(2**34, 2**32)
     exact = [way in _names(answer, need / 2**30, 2**34, 2**32) for way, need in needs.items()]
     require(any(exact), "what needs exactly the memory that is there fits too")
@@ -481,8 +468,8 @@ def _wrong_counts(way: str) -> tuple[Known, Known]:
 
 
 def _trained_bytes(shapes: Shapes, rank: int) -> int:
-    factors, magnitudes = _adapter_tensors(shapes, rank)
-    return 16 * _numbers(factors + magnitudes)
+    numbers: int = adapter_parameters.oracle(shapes, rank)[1]
+    return 16 * numbers
 
 
 @spec(

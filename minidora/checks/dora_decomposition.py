@@ -38,20 +38,16 @@ def row_norm(weight: Tensor) -> Tensor:
 
 row_norm.example([[3, 4, 0], [0, 5, 12]], gives=[5, 13])
 row_norm.example([[0, 0], [3, 4]], gives=[0, 5], case="a row of zeros")
-row_norm.mistake(
-    "one norm per input (dim=0): DoRA keeps one per output neuron", lambda w: w.norm(dim=0)
-)
-row_norm.mistake("the shape is (out, 1): leave out keepdim", lambda w: w.norm(dim=1, keepdim=True))
-row_norm.mistake(
-    "one norm for the whole matrix: DoRA keeps one per output neuron", lambda w: w.norm()
-)
-row_norm.mistake("these are squared lengths: take the square root", lambda w: w.square().sum(dim=1))
-row_norm.mistake(
-    "these are sums of |w|: a length is the root of summed squares", lambda w: w.abs().sum(dim=1)
-)
-row_norm.mistake(
-    "these are the largest entries: a length needs all of the row", lambda w: w.abs().amax(dim=1)
-)
+
+
+@row_norm.mistakes_of
+def _wrong_lengths(w: Tensor) -> Wrong:
+    yield "one norm per input (dim=0): DoRA keeps one per output neuron", w.norm(dim=0)
+    yield "the shape is (out, 1): leave out keepdim", w.norm(dim=1, keepdim=True)
+    yield "one norm for the whole matrix: DoRA keeps one per output neuron", w.norm()
+    yield "these are squared lengths: take the square root", w.square().sum(dim=1)
+    yield "these are sums of |w|: a length is the root of summed squares", w.abs().sum(dim=1)
+    yield "these are the largest entries: a length needs all of the row", w.abs().amax(dim=1)
 
 
 @spec(
@@ -309,25 +305,18 @@ def update_for_weight(lora_B: Tensor, lora_A: Tensor) -> Tensor:
     return torch.tensor(columns, dtype=torch.float64)
 
 
-def _is_square(b: Tensor, a: Tensor) -> bool:
-    return len(b) == a.shape[1]
+@update_for_weight.mistakes_of
+def _wrong_updates(b: Tensor, a: Tensor) -> Wrong:
+    ba = b @ a
+    if len(b) == a.shape[1]:
+        yield "not transposed: for a square layer .view changes nothing", ba
+    else:
+        yield "this is (in, out): a weight is (out, in)", ba
+        yield "this is still what .view gives, not the transpose", ba.view(ba.T.shape)
+    yield "it is zero: so the bug stays hidden, as with B = 0", 0 * ba.T
 
 
 update_for_weight.example([[1, 0], [0, 1]], [[1, 2, 3], [4, 5, 6]], gives=[[1, 4], [2, 5], [3, 6]])
-update_for_weight.mistake(
-    "this is (in, out): a weight is (out, in)", lambda b, a: None if _is_square(b, a) else b @ a
-)
-update_for_weight.mistake(
-    "not transposed: for a square layer .view changes nothing",
-    lambda b, a: b @ a if _is_square(b, a) else None,
-)
-update_for_weight.mistake(
-    "this is still what .view gives, not the transpose",
-    lambda b, a: None if _is_square(b, a) else (b @ a).view(a.shape[1], len(b)),
-)
-update_for_weight.mistake(
-    "it is zero: so the bug stays hidden, as with B = 0", lambda b, a: (0 * b @ a).T
-)
 
 
 # ---- 3.7 and 3.8: layers ----

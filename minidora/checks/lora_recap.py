@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minidora.checks import adapters
-from minidora.checks.exercise import Answer, Lesson
+from minidora.checks.exercise import Answer, Lesson, Refused
 from minidora.checks.expect import expect_parameter, expect_parts, require, type_name
 from minidora.checks.oracle import Wrong, product
 from minidora.checks.spec import spec
@@ -157,6 +157,18 @@ lora_forward.slope_mistake(
 # ---- 2.4: what trains ----
 
 
+LETTERS = {
+    "exploration.weight": "lora",
+    "lora_head.weight": "lora_",
+    "lora_scale": "lora_",
+    "lora_a": "lora_A, in another case",
+    "lora_A_norm.weight": "lora_A",
+    "old_lora_B": "lora_B",
+    "lora_B.weight": "lora_B",
+}
+"""Parameters of this model that are no factors, though their names hold these letters."""
+
+
 def _adapted_model() -> nn.Module:
     """A small model of everything that a real one holds, with one adapted layer deep inside."""
     adapted = nn.Module()
@@ -191,65 +203,53 @@ def _adapted_model() -> nn.Module:
     hint="named_parameters() lists all of them. What do the names of the adapters end with?",
 )
 def freeze_base(answer: Answer) -> None:
-    def frozen(model: nn.Module) -> tuple[probe.Module, dict[str, bool]]:
+    def trained(model: nn.Module) -> tuple[list[str], list[str], list[str]]:
+        """Names of the parameters that train afterwards: all, of factors; and factors that do not.
+
+        Refuses whoever changes more than requires_grad, or another model than the one given.
+        """
+        before = probe.unpack(probe.pack(model))
         found = answer.probe(probe.build, model)
         made, after = found["made"], found["given"][0]
-        values, modes = dict(model.named_parameters(remove_duplicate=False)), model.named_modules()
-        require(
-            after.parameters.keys() == values.keys(), "the model has other parameters afterwards"
-        )
+        names = after.parameters.keys()
+        require(names == before.parameters.keys(), "the model has other parameters afterwards")
         for name, parameter in after.parameters.items():
-            require(torch.equal(parameter, values[name]), f"the values of {name} have changed")
-        ours = after.distinct == len(list(model.parameters()))
+            kept = torch.equal(parameter, before.parameters[name])
+            require(kept, f"the values of {name} have changed")
+        ours = after.distinct == before.distinct
         require(ours, "parameters are replaced by new ones: set requires_grad of those there")
-        as_it_was = after.training == {name: module.training for name, module in modes}
+        as_it_was = after.training == before.training
         require(as_it_was, "it changes the mode of the model: leave train() and eval() alone")
-        state = {name: not value.requires_grad for name, value in after.parameters.items()}
-        copied = isinstance(made, probe.Module) and state != {
-            name: not value.requires_grad for name, value in made.parameters.items()
-        }
-        require(not copied, "the model that was given is not the one you changed: make no copy")
-        return after, state
-
-    def factors(names: Any) -> list[str]:
-        return [name for name in names if name.split(".")[-1] in ("lora_A", "lora_B")]
+        train = [name for name in names if after.parameters[name].requires_grad]
+        if isinstance(made, probe.Module):
+            same_model = train == [n for n, p in made.parameters.items() if p.requires_grad]
+            require(same_model, "the model that was given is not the one you changed: make no copy")
+        factors = [name for name in names if name.split(".")[-1] in ("lora_A", "lora_B")]
+        too_many = [name for name in train if name not in factors]
+        return train, too_many, [name for name in factors if name not in train]
 
     answer.case("a mixed model")
     model = _adapted_model()
-    after, state = frozen(model)
-    require(
-        any(state.values()),
-        "nothing is frozen in the given model: set it on its parameters, not on a copy",
-    )
-    for name in factors(state):
-        require(not state[name], f"{name} is frozen too: the adapters are what is trained")
-    for name, letters in (
-        ("exploration.weight", "lora"),
-        ("lora_head.weight", "lora_"),
-        ("lora_scale", "lora_"),
-        ("lora_a", "lora_A, in another case"),
-        ("lora_A_norm.weight", "lora_A"),
-        ("old_lora_B", "lora_B"),
-        ("lora_B.weight", "lora_B"),
-    ):
-        by_letters = not state[name] and state["embedding.weight"]
+    every, too_many, missing = trained(model)
+    some = len(every) < len(dict(model.named_parameters(remove_duplicate=False)))
+    require(some, "nothing is frozen in the given model: set it on its parameters, not on a copy")
+    for name in missing:
+        raise Refused(f"{name} is frozen too: the adapters are what is trained")
+    for name, letters in LETTERS.items():
+        by_letters = name in too_many and "embedding.weight" not in too_many
         require(not by_letters, f"{name} still trains: its name holds the letters {letters}")
-    left = [name for name, is_frozen in state.items() if not is_frozen]
-    left = sorted(set(left) - set(factors(state)))
-    linear = [name for name in left if after.modules[name.rpartition(".")[0]] == "Linear"]
-    reason = "" if linear else ": there are more than nn.Linear layers in a model"
-    require(not left, f"{left[0] if left else ''} still trains{reason}")
-
+    kinds = [type(model.get_submodule(name.rpartition(".")[0])) for name in too_many]
+    reason = "" if nn.Linear in kinds else ": there are more than nn.Linear layers in a model"
+    for name in sorted(too_many):
+        raise Refused(f"{name} still trains{reason}")
     answer.case("a frozen model")
-    _, state = frozen(model.requires_grad_(False))
-    for name in factors(state):
-        require(not state[name], f"{name} was frozen before and still is: set both ways")
-
+    for name in trained(model.requires_grad_(False))[2]:
+        raise Refused(f"{name} was frozen before and still is: set both ways")
     answer.case("a single layer")
-    single: Any = _adapted_model().blocks[0][1]  # type: ignore[index]
-    _, state = frozen(single)
-    require(not state["lora_A"] and not state["lora_B"], "in a single layer lora_A is frozen too")
-    require(state["base.weight"] and state["base.bias"], "in a single layer base.weight trains")
+    single = _adapted_model().get_submodule("blocks.0.1")
+    _, too_many, missing = trained(single)
+    require(not missing, "in a single layer lora_A is frozen too")
+    require(not too_many, "in a single layer base.weight trains")
 
 
 # ---- 2.5 and 2.6: layers ----

@@ -17,7 +17,7 @@ sizes, drawn anew; "..." stands for any number of axes; a word without parenthes
 Every spec goes through the same battery: examples, random sizes, sizes of 1, larger ones, zeros,
 tiny rows, float64 to 1e-10, gradients against central differences of the oracle, half precision,
 arguments that are not contiguous, calls in between, another device, and whatever a function has no
-business to change.
+business to change. adapters.py puts layers through it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -307,13 +307,6 @@ def build_after_backward(answer: Callable[..., Any], model: nn.Module, *args: An
 
 
 @probe
-def in_place(answer: Callable[..., Any], subject: Any, *args: Any) -> Any:
-    """The subject (a model, say) after answer(subject, *args), which is there to change it."""
-    answer(subject, *args)
-    return subject
-
-
-@probe
 def gradients(
     answer: Callable[..., Any], args: list[Any], wrt: list[int], *cotangents: Tensor
 ) -> dict[str, Any]:
