@@ -26,11 +26,18 @@ from minidora.checks.expect import (
     expect_words,
     matches,
     randn,
+    random_size,
     require,
 )
 
 Function = Callable[..., Any]
 BY_HEART = "this is the answer to the example: compute it from the arguments"
+LONGEST = 120
+"""Letters of arguments that a message still repeats."""
+
+AXES = ((), (2,), (2, 3), (2, 2, 3))
+"""What "..." stands for, in turn."""
+
 MAY_BE_ZERO = ("lora_B", "magnitude", "gradient", "bias")
 
 
@@ -107,21 +114,20 @@ class Oracle:
         real = all(slot.axes is not None for slot in self.outputs)
         self.grads = (tuple(tensors) if real else ()) if self.grads is None else self.grads
         self.wrt = [names.index(name) for name in self.grads]
+        axes = [axis for slot in self.inputs for axis in slot.axes or ()]
+        self.size_names = [axis for axis in dict.fromkeys(axes) if axis.isidentifier()]
 
     # ---- What an author adds ----
 
     def example(self, *args: Any, gives: Any, case: str = "by hand") -> None:
         """A case worked by hand; nested lists are tensors. `gives` is compared with the oracle."""
-        told = tuple(
-            torch.tensor(value, dtype=torch.float32) if slot.axes is not None else value
-            for slot, value in zip(self.inputs, args, strict=True)
-        )
-        value = gives if len(self.outputs) > 1 else (gives,)
-        parts = tuple(
-            torch.tensor(part, dtype=torch.float64) if slot.axes is not None else part
-            for slot, part in zip(self.outputs, value, strict=True)
-        )
-        self.examples.append((case, told, parts))
+
+        def told(slots: list[Slot], values: Sequence[Any], dtype: torch.dtype) -> tuple[Any, ...]:
+            pairs = zip(slots, values, strict=True)
+            return tuple(v if s.axes is None else torch.tensor(v, dtype=dtype) for s, v in pairs)
+
+        given = told(self.inputs, args, torch.float32)
+        self.examples.append((case, given, told(self.outputs, self.parts(gives), torch.float64)))
 
     def mistake(self, message: str, function: Function, part: str = "") -> None:
         """Name a usual mistake once: what it would give, and what to say to whoever made it.
@@ -156,13 +162,12 @@ class Oracle:
 
     def random_sizes(self, **fixed: int) -> dict[str, int]:
         """A size for each name in shapes: different ones, but for those that are fixed."""
-        axes = [axis for slot in self.inputs for axis in slot.axes or ()]
-        names = [axis for axis in dict.fromkeys(axes) if axis.isidentifier()]
+        drawn = [(name, self.sizes.get(name, (2, 7))) for name in self.size_names]
         for _ in range(100):
-            sizes = {name: dice.randint(*self.sizes.get(name, (2, 7))) for name in names} | fixed
+            sizes = {name: fixed.get(name) or dice.randint(*span) for name, span in drawn}
             if len(set(sizes.values())) == len(sizes):
                 break
-        return {name: sizes[name] for name in names}
+        return sizes
 
     def some(
         self, sizes: dict[str, int], lead: Sequence[int] = (2,), dtype: torch.dtype = torch.float64
@@ -207,6 +212,27 @@ class Oracle:
             self.tiny_scale * arg if slot.name in (self.tiny or ()) else arg for slot, arg in args
         ]
 
+    def shaped(self) -> Iterator[tuple[str, list[Any], bool]]:
+        """(case, arguments, whether mistakes have names there), with sizes of every kind."""
+        names = self.size_names
+        if names:
+            yield "equal sizes", self.some(dict.fromkeys(names, 4), (4,)), True
+        for index, slot in enumerate(self.inputs):
+            for lead in AXES if "..." in (slot.axes or ()) else ():
+                args = self.some(self.random_sizes(), lead)
+                count = args[index].ndim
+                yield f"{slot.name} with {count} {'axis' if count == 1 else 'axes'}", args, True
+        for case, args in [*self.ones(), *self.zeros()]:
+            yield case, args, False
+        if names:
+            yield "larger sizes", self.some({name: random_size(20, 50) for name in names}), True
+            return
+        for index, slot in enumerate(self.inputs):
+            args = self.some({})
+            if isinstance(args[index], int):
+                args[index] *= 1009
+                yield f"many {slot.name}", args, True
+
     def zeros(self) -> Iterator[tuple[str, list[Any]]]:
         """(case, arguments) with each in turn all 0 that may be: B = 0 is where training begins."""
         for index, slot in enumerate(self.inputs):
@@ -217,8 +243,7 @@ class Oracle:
 
     def ones(self) -> Iterator[tuple[str, list[Any]]]:
         """(case, arguments) with each size in turn 1 that may be, and with all of them 1."""
-        names = list(self.random_sizes())
-        may = [name for name in names if name not in self.sizes or self.sizes[name][0] == 1]
+        may = [name for name in self.size_names if self.sizes.get(name, (1, 1))[0] == 1]
         for ones in [*([name] for name in may), may] if may else []:
             args = self.some(self.random_sizes(**dict.fromkeys(ones, 1)), (1,))
             yield f"{' = '.join(ones)} = 1", args
@@ -278,11 +303,9 @@ class Oracle:
             ]
             if slot.axes is not None:
                 self.refuse_tensor(part, right, mine, slot, args)
-            elif isinstance(right, list):
-                expect_words(part, right, mine, slot.name if len(names) > 1 else "")
             else:
                 name = slot.name if len(names) > 1 else ""
-                expect_number(part, right, mine, name, self.tolerance)
+                self.refuse_plain(part, right, mine, name, args)
 
     def refuse_tensor(
         self, got: Any, want: Tensor, known: Any, slot: Slot, args: Sequence[Any]
@@ -295,6 +318,24 @@ class Oracle:
         expect(got, want, known, slot.name, slot.text)
         if self.dtypes == "same" and dtypes == {torch.float64} and got.dtype != torch.float64:
             expect_dtype(got, torch.float64)
+
+    def refuse_plain(self, got: Any, want: Any, known: Any, name: str, args: Sequence[Any]) -> None:
+        """Refuse a wrong number or list of names; one without a name, with what was asked."""
+        try:
+            if isinstance(want, list):
+                expect_words(got, want, known, name)
+            else:
+                expect_number(got, want, known, name, self.tolerance)
+        except Refused as refused:
+            asked = ", ".join(
+                f"{slot.name} = {arg}" if isinstance(arg, list) else f"{slot.name} = {arg:,}"
+                for slot, arg in zip(self.inputs, args, strict=True)
+                if isinstance(arg, int | float | list)
+            )
+            told = "expected" not in refused.message or not 0 < len(asked) < LONGEST
+            if refused.known or told:
+                raise
+            raise Refused(f"for {asked}: {refused.message}") from None
 
     def refuse_gradients(self, found: Sequence[Any], args: list[Any], dys: list[Tensor]) -> None:
         """As compare_gradients, for the gradients found of the arguments in grads."""

@@ -34,14 +34,10 @@ from minidora.checks.expect import (
     expect_dtype,
     expect_nothing_changed,
     randn,
-    random_size,
     require,
 )
 from minidora.checks.oracle import Function, Oracle
 from minidora.runner import probe
-
-AXES = ((), (2,), (2, 3), (2, 2, 3))
-"""What "..." stands for, in turn."""
 
 
 @dataclass
@@ -153,8 +149,9 @@ class Spec(Exercise, Oracle):
         if self.grads:
             answer.case("gradient")
             self.compare_gradients(answer, self.telling())
-        self.sizes_and_shapes(answer)
-        self.large(answer)
+        for case, args, named in self.shaped():
+            answer.case(case)
+            self.compare(answer, args, named=named)
         self.calls_in_turn(answer)
         if has_tensors:
             self.other_tensors(answer)
@@ -172,34 +169,6 @@ class Spec(Exercise, Oracle):
         for (args, given), got in zip(rounds, found, strict=True):
             with _because("something is kept from an earlier call: "):
                 self.refuse(self.taken(got, given), args, self.want(args), named=False)
-
-    def sizes_and_shapes(self, answer: Answer) -> None:
-        names = list(self.random_sizes())
-        if names:
-            answer.case("equal sizes")
-            self.compare(answer, self.some(dict.fromkeys(names, 4), (4,)))
-        free = [index for index, slot in enumerate(self.inputs) if "..." in (slot.axes or ())]
-        for lead in AXES if free else ():
-            args = self.some(self.random_sizes(), lead)
-            answer.case(axes_of(self.inputs[free[0]].name, args[free[0]]))
-            self.compare(answer, args)
-        for case, args in [*self.ones(), *self.zeros()]:
-            answer.case(case)
-            self.compare(answer, args, named=False)
-
-    def large(self, answer: Answer) -> None:
-        """Sizes, or one plain number in turn, that are larger than all the others."""
-        sizes = self.random_sizes()
-        if sizes:
-            answer.case("larger sizes")
-            self.compare(answer, self.some({name: random_size(20, 50) for name in sizes}))
-            return
-        for index, slot in enumerate(self.inputs):
-            args = self.some(sizes)
-            if isinstance(args[index], int):
-                answer.case(f"many {slot.name}")
-                args[index] *= 1009
-                self.compare(answer, args)
 
     def other_tensors(self, answer: Answer) -> None:
         if self.tiny:
@@ -269,10 +238,6 @@ class Spec(Exercise, Oracle):
 
 
 spec = Spec.declare
-
-
-def axes_of(name: str, value: Tensor) -> str:
-    return f"{name} with {value.ndim} {'axis' if value.ndim == 1 else 'axes'}"
 
 
 def _strided(arg: Any) -> Any:

@@ -15,7 +15,7 @@ WRONG: dict[str, list[tuple[str, str, str, str]]] = {
             "in float32",
             "math.ceil(numbers / 2)",
             "int((torch.tensor(float(numbers)) / 2).ceil())",
-            "random sizes: expected",
+            "random sizes: for out_features = ",
         ),
         (
             "4.5 bits, rounded up",
