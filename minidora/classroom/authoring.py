@@ -110,8 +110,11 @@ def _cell_problems(cell: Any) -> Iterator[str]:
         text += output.get("text", "") + data.get("text/plain", "") + page
     if name := _machine_path(text):
         yield f"{where} prints a path of one machine, {name}"
-    if CHECKED in cell.metadata.get("tags", []) and not text.strip():
-        yield f"{where} is tagged {CHECKED}, but prints nothing to compare"
+    if CHECKED in cell.metadata.get("tags", []):
+        if "<img" in text:
+            yield f"{where} is tagged {CHECKED}, but shows a figure: matplotlib's versions differ"
+        elif not text.strip():
+            yield f"{where} is tagged {CHECKED}, but prints nothing to compare"
 
 
 def _pictures_without_text(data: Mapping[str, str]) -> bool:

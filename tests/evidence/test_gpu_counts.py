@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from minidora.dora import MIXED_MM
 from minidora.evidence import gpu_counts, gpu_page
 from minidora.evidence.bench import load_json
 from minidora.evidence.gpu_counts import H200, Card, Work, count, measured
+from minidora.evidence.measures import Record
 from minidora.interpreter import problem
 from minidora.memory import Launches
 
@@ -95,6 +97,17 @@ def test_the_norm_reads_w_once() -> None:
     assert moved["our kernels"] == pytest.approx(1, abs=0.2)
     assert moved["first form, in slices"] > 4
     assert moved["W + s B A built"] > 10
+
+
+@needs_triton
+@pytest.mark.skipif(not MIXED_MM, reason="torch 2.6 needs a launch more for each of two products")
+def test_lesson_7_stores_what_is_counted() -> None:
+    """Not compared when the notebook runs, for it differs with torch."""
+    record, lesson = Record(), "notebooks/07_gpu_kernels.ipynb"
+    _, counted = record.cell(f"{lesson}#0d72aa01")
+    _, compared = record.cell(f"{lesson}#02ffc481")
+    assert counted.startswith(gpu_counts.table(count(4096, 4096, 16)) + "\n")
+    assert compared == gpu_counts.comparison(measured(4096, 64, 16)) + "\n"
 
 
 def test_measured_rows_are_the_committed_ones() -> None:
