@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -330,13 +331,17 @@ def alternate(
 ) -> dict[str, tuple[float, tuple[float, float, float]]]:
     """Median seconds of call(layer), and quartiles of its ratio to REFERENCE's in the same round.
 
-    Two rounds warm up, then at least 5 are timed, more while they start within budget seconds.
+    Two rounds warm up, then at least 5 are timed, more while they start within budget seconds. Each
+    has an order of its own: what a layer leaves in the cache and the heap changes the time of the
+    next one, on a CPU by a tenth and more.
     """
     times: dict[str, list[float]] = {name: [] for name in layers}
     end = time.perf_counter() + budget
-    rounds = 0
+    rounds, order = 0, list(layers.items())
+    shuffle = random.Random(0).shuffle
     while rounds < 7 or time.perf_counter() < end:
-        for name, layer in layers.items():
+        shuffle(order)
+        for name, layer in order:
             _synchronize(device)
             start = time.perf_counter()
             call(layer)
