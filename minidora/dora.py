@@ -179,19 +179,20 @@ def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -
         else:  # half precision is widened a slice at a time, so that no large copy of W is made
             parts = [read(rows) for rows in weight.chunk(8 if weight.numel() > 2**20 else 1)]
             U, norm = (torch.cat(part) for part in zip(*parts, strict=True))
-        G = A @ A.T
-        change = torch.addmm(U, B, G, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
-    square, B = norm.double() ** 2, B.double()
-    new_square = square + (B * change).sum(1)
+        change = torch.addmm(U, B, A @ A.T, beta=2 * scaling, alpha=scaling**2)  # (out, rank)
+    square = norm.double() ** 2
+    new_square = square + (B.double() * change).sum(1)
     new_norm = new_square.clamp(min=0).sqrt().to(dtype)
     if _can_branch(weight):
-        own = G.diagonal().double()  # ||a_l||^2
-        terms = square + scaling**2 * (B**2 @ own)
-        lost = ~(new_square >= terms / 4)  # also where they are not finite
-        if not own.clamp(1e-30, 1e30).equal(own):
-            lost |= (B != 0).double() @ ((own < 1e-30) | (own > 1e30)).double() > 0
+        a = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64)  # ||a_l||
+        own = torch.linalg.vector_norm(B * a.to(dtype), dim=1, dtype=torch.float64)
+        lost = ~(
+            new_square >= (square + (scaling * own) ** 2) / 4
+        )  # also where they are not finite
+        if not a.clamp(1e-15, 1e15).equal(a):
+            lost |= (B != 0).double() @ ((a < 1e-15) | (a > 1e15)).double() > 0
         if lost.any():
-            rows = weight[lost].double() + scaling * (B[lost] @ A.double())
+            rows = weight[lost].double() + scaling * (B[lost].double() @ A.double())
             exact = torch.linalg.vector_norm(rows, dim=1)
             new_norm = new_norm.masked_scatter(lost, exact.to(dtype))
     return new_norm
