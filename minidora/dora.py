@@ -326,7 +326,8 @@ class DoRALinear(LoRALinear):
 
     def is_small(self, x: Tensor) -> bool:
         """Whether W is so small that calls cost more than arithmetic: then W' is built."""
-        numbers, few = self.base.weight.numel(), x.numel() <= FEW_TOKENS * x.shape[-1]
+        numbers = self.base.weight.numel()
+        few = x.numel() <= FEW_TOKENS * self.in_features and self.cached_g is None
         return (
             numbers <= (4 * SMALL if few else SMALL)
             and _can_branch(x)
@@ -337,7 +338,8 @@ class DoRALinear(LoRALinear):
     def dense(self, x: Tensor) -> Tensor:
         """x W'^T + bias with W' of equation 5, in float32 or float64: few calls, for a small W.
 
-        Also within reuse_norms and cached_scale: the norm is cheap here, and so nothing changes.
+        Also within reuse_norms, and for the smallest within cached_scale: the norm is cheap here,
+        and so nothing changes.
         """
         self._refuse_gradients_while_cached()
         W, A, B = self.base.weight, self.lora_A, self.lora_B
