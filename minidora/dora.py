@@ -186,9 +186,8 @@ def plain_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -
     if _can_branch(weight):
         a = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64)  # ||a_l||
         own = torch.linalg.vector_norm(B * a.to(dtype), dim=1, dtype=torch.float64)
-        lost = ~(
-            new_square >= (square + (scaling * own) ** 2) / 4
-        )  # also where they are not finite
+        terms = square + (scaling * own) ** 2
+        lost = ~(new_square >= terms / 4)  # also where they are not finite
         if not a.clamp(1e-15, 1e15).equal(a):
             lost |= (B != 0).double() @ ((a < 1e-15) | (a > 1e15)).double() > 0
         if lost.any():
